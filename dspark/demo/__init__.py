@@ -1,0 +1,1 @@
+"""The shipped demonstration pair: how it was made, and where it lies."""

@@ -1,0 +1,90 @@
+"""The seams of the house: what the loop needs of a drafter, a target and a pool, whoever stands behind them.
+
+In one process they are the models themselves (drafting/, verifying/), in the service gRPC clients (wire/client.py), in tests fakes.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dspark.messages import DraftReport, DraftRequest, SessionOpen, StepReport, VerifyRequest
+from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
+
+
+class Drafter(Protocol):
+    """Guesses. May be late, wrong or gone: that costs speed, never output."""
+
+    def open(self, session: SessionOpen) -> None:
+        """Make the session known. Cheap: work starts with the first draft. A second open of an id replaces the first."""
+
+    async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
+        """Candidates for every request, in one answer.
+
+        A session that cannot be served is in `failures`. Raises DraftUnavailable if the replica is gone.
+        """
+
+    def close(self, session_id: SessionId) -> None:
+        """Forget the session and free its memory. Unknown ids are ignored."""
+
+
+class Verifier(Protocol):
+    """Decides. Holds a rebuildable cache of each session, never the truth."""
+
+    def open(self, session: SessionOpen) -> None:
+        """Make the session known; its prompt is prefilled together with its first rounds."""
+
+    def submit(self, requests: Sequence[VerifyRequest]) -> None:
+        """Hand in rounds; their results come with some later `next_report`."""
+
+    async def next_report(self) -> StepReport:
+        """The next step's report, in order. Raises TargetUnavailable once the replica is gone."""
+
+    def close(self, session_id: SessionId) -> None:
+        """Stop the session's work within one step and free its KV blocks. Unknown ids are ignored."""
+
+
+class VerifierHost(Protocol):
+    """A target that several routers share: what the gRPC server in front of it talks to."""
+
+    def connect(self, router_id: RouterId) -> Verifier:
+        """A view for one router, with its own sessions and its own reports."""
+
+
+class DrafterLease(Protocol):
+    """One session's place on one draft replica."""
+
+    replica_id: ReplicaId
+    drafter: Drafter
+
+    def lost(self) -> bool:
+        """True once the replica is known to be gone."""
+
+    async def release(self) -> None:
+        """Give the place back. Safe to call twice, and after the replica died."""
+
+
+class VerifierLease(Protocol):
+    """One session's place on one target replica."""
+
+    replica_id: ReplicaId
+    verifier: Verifier
+    card: ModelCard
+
+    def lost(self) -> bool:
+        """True once the replica is known to be gone."""
+
+    async def release(self) -> None:
+        """Give the place back. Safe to call twice, and after the replica died."""
+
+
+class DrafterPool(Protocol):
+    """Where draft leases come from."""
+
+    async def acquire(self, session_id: SessionId) -> DrafterLease:
+        """A place on some replica. Raises DraftUnavailable if there is none in time."""
+
+
+class VerifierPool(Protocol):
+    """Where target leases come from."""
+
+    async def acquire(self, session_id: SessionId) -> VerifierLease:
+        """A place on some replica. Raises TargetUnavailable if there is none in time."""

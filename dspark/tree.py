@@ -1,0 +1,102 @@
+"""CandidateTree: what a drafter proposes, as flat arrays. A chain is a tree of width 1; a tree of no nodes is legal.
+
+      anchor            index      0   1   2   3
+      ├── "def" (0)     token_ids  17  4   9   3
+      │   ├── " f" (2)  parents    -1  -1  0   0
+      │   └── " g" (3)  scores     .8  .1  .5  .2
+      └── "@" (1)
+
+A parent stands before its children, and a node's score, its estimated survival, is at most its parent's.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.errors import InvalidMessage
+
+ANCHOR = -1
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateTree:
+    """Candidate tokens below one anchor. N = number of nodes."""
+
+    token_ids: IntArray  # [N] ids of the target's vocabulary
+    parents: IntArray  # [N] index of the parent node, ANCHOR for roots
+    scores: FloatArray  # [N] estimated survival, 0..1
+
+    @staticmethod
+    def empty() -> "CandidateTree":
+        """No candidates: the round is one step of plain decoding."""
+        return CandidateTree.chain([])
+
+    @staticmethod
+    def chain(token_ids: list[int], scores: list[float] | None = None) -> "CandidateTree":
+        """A path: node k is the child of node k-1."""
+        length = len(token_ids)
+        survival = [1.0] * length if scores is None else scores
+        return CandidateTree(
+            np.asarray(token_ids, np.int32),
+            np.arange(-1, length - 1, dtype=np.int32),
+            np.asarray(survival, np.float32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @cached_property
+    def depths(self) -> IntArray:
+        """[N] edges from the anchor: 1 for roots."""
+        depths = np.empty(len(self), np.int32)
+        for node, parent in enumerate(self.parents.tolist()):
+            depths[node] = 1 if parent == ANCHOR else depths[parent] + 1
+        return depths
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """True if every node is the child of the one before it."""
+        return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
+
+    def path(self, node: int) -> list[int]:
+        """Node indices from the root down to `node`, itself included."""
+        nodes = []
+        while node != ANCHOR:
+            nodes.append(node)
+            node = int(self.parents[node])
+        return nodes[::-1]
+
+    def select(self, kept: list[int]) -> "CandidateTree":
+        """The sub-tree of the given nodes, in their order; with a node its parent must be kept too."""
+        if kept == list(range(len(self))):
+            return self
+        new_index = {ANCHOR: ANCHOR} | {node: index for index, node in enumerate(kept)}
+        try:
+            parents = [new_index[int(self.parents[node])] for node in kept]
+        except KeyError as missing:
+            raise ValueError(f"node {missing} is not kept, but a child of it is") from None
+        return CandidateTree(self.token_ids[kept], np.asarray(parents, np.int32), self.scores[kept])
+
+    def check(self, vocab_size: int, max_nodes: int) -> None:
+        """Raise InvalidMessage, naming the field, unless every array fits; run on each tree that crosses a wire."""
+        count = len(self.token_ids)
+        for name, array, kind in (
+            ("token_ids", self.token_ids, np.int32),
+            ("parents", self.parents, np.int32),
+            ("scores", self.scores, np.float32),
+        ):
+            if array.ndim != 1 or len(array) != count or array.dtype != kind:
+                raise InvalidMessage(f"tree.{name} must be {kind.__name__} of shape [{count}]", f"tree.{name}")
+        if count > max_nodes:
+            raise InvalidMessage(f"the tree has {count} nodes, more than the {max_nodes} allowed", "tree")
+        if count and not (0 <= self.token_ids.min() and self.token_ids.max() < vocab_size):
+            raise InvalidMessage(f"tree.token_ids outside 0..{vocab_size - 1}", "tree.token_ids")
+        if count and not bool(np.all((self.parents >= ANCHOR) & (self.parents < np.arange(count)))):
+            raise InvalidMessage("tree.parents must point to an earlier node or to the anchor (-1)", "tree.parents")
+        if not bool(np.all(np.isfinite(self.scores))):
+            raise InvalidMessage("tree.scores must be finite", "tree.scores")

@@ -4,6 +4,7 @@ In one process they are the models themselves (drafting/, verifying/), in the se
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from dspark.messages import DraftReport, DraftRequest, SessionOpen, StepReport, VerifyRequest
@@ -88,3 +89,11 @@ class VerifierPool(Protocol):
 
     async def acquire(self, session_id: SessionId) -> VerifierLease:
         """A place on some replica. Raises TargetUnavailable if there is none in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Where a loop gets its places; `drafters` is None where nobody drafts."""
+
+    targets: VerifierPool
+    drafters: DrafterPool | None

@@ -1,0 +1,302 @@
+"""A thin client of the public gRPC service, sync and async: `with Client("127.0.0.1:9000") as client: client.generate("def add(")`.
+
+Needs neither torch nor ray. Errors of the service come as the classes of dspark.errors. Leaving a stream early ends its work on the service.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypedDict, Unpack
+
+import grpc
+import grpc.aio
+
+from dspark.errors import (
+    DeadlineExceeded,
+    DSparkError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ReplicaUnavailable,
+    RequestAborted,
+)
+from dspark.wire.pb import generation_pb2 as pb
+from dspark.wire.pb import generation_pb2_grpc as rpc
+
+DEFAULT_ADDRESS = "127.0.0.1:9000"
+TIMEOUT_KEY = "dspark-timeout-s"
+DEADLINE_GRACE_S = 2.0
+"""The service ends a request at its timeout with a clear error; the client's own deadline comes this much later, for a service that is gone."""
+ABORT_TIMEOUT_S = 2.0
+
+_ERRORS: dict[grpc.StatusCode, type[DSparkError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: ModelNotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: RequestAborted,
+    grpc.StatusCode.UNAVAILABLE: ReplicaUnavailable,
+}
+
+
+class Options(TypedDict, total=False):
+    """What a request can say beside its prompt; what is not given is the service's default."""
+
+    model: str
+    max_tokens: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    """The same seed and prompt give the same tokens, whoever drafts."""
+    stop: Sequence[str]
+    ignore_eos: bool
+    speculation: bool
+    """False: plain decoding; the same tokens, only slower."""
+    request_id: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts so far; completion_tokens / rounds is tau."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    selected_tokens: int = 0
+    accepted_tokens: int = 0
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one round added to the answer."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    """ "stop" or "length" in the last chunk, "" before."""
+    usage: Usage
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    usage: Usage
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the service offers."""
+
+    name: str
+    max_length: int
+    """Longest prompt plus output, in tokens."""
+    vocab_size: int
+
+
+class Client:
+    """Blocking client. Give a channel of your own for TLS or interceptors; it is yours to close then."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, channel: grpc.Channel | None = None) -> None:
+        self._own = grpc.insecure_channel(address) if channel is None else None
+        self._stub = rpc.GenerationStub(channel or self._own)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """The whole answer. Raises the errors of dspark.errors."""
+        call = _Call.of(prompt, options)
+        try:
+            return _completion(self._stub.Generate(call.request, timeout=call.deadline_s, metadata=call.metadata))
+        except grpc.RpcError as error:
+            _raise(error)
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Chunk]:
+        """The answer in pieces. Close the iterator (or leave the loop and drop it) to end the request early."""
+        call = _Call.of(prompt, options)
+        chunks = self._stub.GenerateStream(call.request, timeout=call.deadline_s, metadata=call.metadata)
+        finished = False
+        try:
+            for chunk in chunks:
+                finished = bool(chunk.finish_reason)
+                yield _chunk(chunk)
+        except grpc.RpcError as error:
+            finished = True
+            _raise(error)
+        finally:
+            if not finished:
+                chunks.cancel()
+                self._abort_quietly(call.request.request_id)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request by its id; False if there is none."""
+        try:
+            return bool(self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S).aborted)
+        except grpc.RpcError as error:
+            _raise(error)
+
+    def models(self) -> list[Model]:
+        """What the service offers."""
+        try:
+            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=10.0))
+        except grpc.RpcError as error:
+            _raise(error)
+
+    def close(self) -> None:
+        """Close the connection, if this client made it."""
+        if self._own is not None:
+            self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _abort_quietly(self, request_id: str) -> None:
+        """A cancelled call does not always reach the service through its proxy; an Abort does. Best effort: the call is over anyway."""
+        try:
+            self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S)
+        except grpc.RpcError:
+            return
+
+
+class AsyncClient:
+    """The same for asyncio; to be made inside a running event loop."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, channel: grpc.aio.Channel | None = None) -> None:
+        self._own = grpc.aio.insecure_channel(address) if channel is None else None
+        # The generated stub is typed for the blocking channel; on an aio channel its calls are awaitable.
+        stub: Any = rpc.GenerationStub(channel or self._own)  # type: ignore[arg-type]
+        self._stub = stub
+
+    async def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """The whole answer. Raises the errors of dspark.errors."""
+        call = _Call.of(prompt, options)
+        try:
+            return _completion(await self._stub.Generate(call.request, timeout=call.deadline_s, metadata=call.metadata))
+        except grpc.RpcError as error:
+            _raise(error)
+
+    async def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncIterator[Chunk]:
+        """The answer in pieces. Close the generator (`aclosing`) to end the request early."""
+        call = _Call.of(prompt, options)
+        chunks = self._stub.GenerateStream(call.request, timeout=call.deadline_s, metadata=call.metadata)
+        finished = False
+        try:
+            async for chunk in chunks:
+                finished = bool(chunk.finish_reason)
+                yield _chunk(chunk)
+        except grpc.RpcError as error:
+            finished = True
+            _raise(error)
+        finally:
+            if not finished:
+                chunks.cancel()
+                await self._abort_quietly(call.request.request_id)
+
+    async def abort(self, request_id: str) -> bool:
+        """End a request by its id; False if there is none."""
+        try:
+            response = await self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            _raise(error)
+        return bool(response.aborted)
+
+    async def models(self) -> list[Model]:
+        """What the service offers."""
+        try:
+            return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=10.0))
+        except grpc.RpcError as error:
+            _raise(error)
+
+    async def close(self) -> None:
+        """Close the connection, if this client made it."""
+        if self._own is not None:
+            await self._own.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _abort_quietly(self, request_id: str) -> None:
+        """As Client._abort_quietly."""
+        try:
+            await self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S)
+        except grpc.RpcError:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    request: pb.GenerateRequest
+    deadline_s: float | None = None
+    metadata: tuple[tuple[str, str], ...] = field(default=())
+
+    @staticmethod
+    def of(prompt: str | Sequence[int], options: Options) -> "_Call":
+        request = _request(prompt, options)
+        timeout_s = options.get("timeout_s")
+        if timeout_s is None:
+            return _Call(request)
+        return _Call(request, timeout_s + DEADLINE_GRACE_S, ((TIMEOUT_KEY, repr(timeout_s)),))
+
+
+def _request(prompt: str | Sequence[int], options: Options) -> pb.GenerateRequest:
+    """Raises InvalidRequest for values that the message cannot carry; all else is for the service to judge."""
+    fields: dict[str, Any] = {key: value for key, value in options.items() if key not in ("timeout_s", "speculation")}
+    fields.setdefault("request_id", uuid.uuid4().hex)  # so that leaving a stream early can abort it
+    if "speculation" in options:
+        fields["speculation"] = pb.Speculation(enabled=options["speculation"])
+    try:
+        if isinstance(prompt, str):
+            return pb.GenerateRequest(text=prompt, **fields)
+        return pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), **fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the request cannot be sent: {error}") from None
+
+
+def _chunk(chunk: pb.GenerateChunk) -> Chunk:
+    return Chunk(chunk.request_id, chunk.text, tuple(chunk.token_ids), chunk.finish_reason, _usage(chunk.usage), chunk.seed)
+
+
+def _completion(answer: pb.GenerateResponse) -> Completion:
+    return Completion(
+        answer.request_id, answer.text, tuple(answer.token_ids), answer.finish_reason, _usage(answer.usage), answer.seed
+    )
+
+
+def _usage(usage: pb.Usage) -> Usage:
+    return Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.drafted_tokens,
+        usage.selected_tokens,
+        usage.accepted_tokens,
+        usage.rounds,
+    )
+
+
+def _models(response: pb.ListModelsResponse) -> list[Model]:
+    return [Model(model.name, model.max_length, model.vocab_size) for model in response.models]
+
+
+def _raise(error: grpc.RpcError) -> NoReturn:
+    """As the class of dspark.errors that stands for the status. Every RpcError of a call is a Call with code and details."""
+    code, details = error.code(), error.details()  # type: ignore[attr-defined]
+    raise _ERRORS.get(code, DSparkError)(details or code.name) from None

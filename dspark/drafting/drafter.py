@@ -1,0 +1,60 @@
+"""ThreadedDrafter: a BatchDrafter on a thread of its own, behind the port, shared by any number of routers."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from dspark.batching import NaturalBatcher
+from dspark.drafting.language_model import BatchDrafter
+from dspark.errors import DraftUnavailable
+from dspark.messages import DraftReport, DraftRequest, SessionOpen
+from dspark.types import SessionId
+
+
+class ThreadedDrafter:
+    """Implements ports.Drafter. Calls that wait at the same moment share their forwards. Lives on one event loop."""
+
+    def __init__(self, drafter: BatchDrafter) -> None:
+        self._drafter = drafter
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
+        self._batcher: NaturalBatcher[Sequence[DraftRequest], DraftReport] = NaturalBatcher(self._process)
+        self._stopped = False
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions held."""
+        return self._drafter.num_sessions
+
+    def open(self, session: SessionOpen) -> None:
+        """See ports.Drafter."""
+        self._thread.submit(self._drafter.open, session)
+
+    async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
+        """See ports.Drafter."""
+        if self._stopped:
+            raise DraftUnavailable("the drafter has stopped")
+        return await self._batcher.submit(requests)
+
+    def close(self, session_id: SessionId) -> None:
+        """See ports.Drafter."""
+        if not self._stopped:
+            self._thread.submit(self._drafter.close, session_id)
+
+    async def stop(self) -> None:
+        """Finish the batch in hand and end."""
+        self._stopped = True
+        await self._batcher.stop()
+        self._thread.shutdown(wait=True)
+
+    async def _process(self, waiting: list[Sequence[DraftRequest]]) -> list[DraftReport | Exception]:
+        requests = [request for batch in waiting for request in batch]
+        report = await asyncio.get_running_loop().run_in_executor(self._thread, self._drafter.draft, requests)
+        return [_share_of(report, {request.session_id for request in batch}) for batch in waiting]
+
+
+def _share_of(report: DraftReport, session_ids: set[SessionId]) -> DraftReport:
+    return DraftReport(
+        tuple(result for result in report.results if result.session_id in session_ids),
+        tuple(failure for failure in report.failures if failure.session_id in session_ids),
+        report.draft_ms,
+    )

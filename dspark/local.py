@@ -1,0 +1,72 @@
+"""LocalBackend: drafter and target in this process, for the offline API, tests and benchmarks."""
+
+from dspark.config import DrafterConfig, EngineConfig
+from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
+from dspark.drafting.drafter import ThreadedDrafter
+from dspark.errors import FingerprintMismatch
+from dspark.ports import Drafter, Pools
+from dspark.routing.placement import LocalDrafterPool, LocalVerifierPool
+from dspark.types import ModelCard, RouterId
+from dspark.verifying.runner import VerifierRunner
+from dspark.verifying.target_model import LoadedTarget, load_target
+
+
+class LocalBackend:
+    """Implements engine.Backend. The weights stay loaded between `stop` and the next `start`."""
+
+    def __init__(self, target: LoadedTarget, config: DrafterConfig, drafter: LoadedDrafter | None) -> None:
+        if drafter is not None and drafter.card.tokenizer_fingerprint != target.card.tokenizer_fingerprint:
+            raise FingerprintMismatch(
+                f"drafter {drafter.card.name} has another tokenizer than target {target.card.name}: "
+                f"{drafter.card.tokenizer_fingerprint} is not {target.card.tokenizer_fingerprint}"
+            )
+        self._target = target
+        self._config = config
+        self._drafter_model = drafter
+        self._runner: VerifierRunner | None = None
+        self._thread: ThreadedDrafter | None = None
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> "LocalBackend":
+        """Load what the configuration names. Blocks for as long as that takes."""
+        drafter = load_drafter(config.drafter) if config.drafter.kind == "language_model" else None
+        return cls(load_target(config.target), config.drafter, drafter)
+
+    @property
+    def card(self) -> ModelCard:
+        """The target's card."""
+        return self._target.card
+
+    @property
+    def target(self) -> LoadedTarget:
+        """The model itself, for measurements while the backend is stopped."""
+        return self._target
+
+    async def start(self) -> Pools:
+        """See engine.Backend."""
+        self._runner = VerifierRunner(self._target.verifier)
+        self._runner.start()
+        targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card)
+        drafter = self._start_drafter()
+        return Pools(targets, None if drafter is None else LocalDrafterPool(drafter))
+
+    async def stop(self) -> None:
+        """See engine.Backend."""
+        if self._thread is not None:
+            await self._thread.stop()
+            self._thread = None
+        if self._runner is not None:
+            await self._runner.stop()
+            self._runner = None
+
+    async def ready(self) -> bool:
+        """See engine.Backend."""
+        return self._runner is not None and self._runner.alive
+
+    def _start_drafter(self) -> Drafter | None:
+        if self._config.kind == "none":
+            return None
+        if self._drafter_model is None:
+            return lookup_drafter(self._config)
+        self._thread = ThreadedDrafter(self._drafter_model.drafter)
+        return self._thread

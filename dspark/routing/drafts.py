@@ -1,0 +1,172 @@
+"""One session's access to drafts, whatever happens to the draft pool: with a lease it drafts, without one it decodes plainly and keeps asking.
+
+Speculation is never needed for a right answer: nothing in this file raises because of a drafter.
+"""
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from dspark.config import DrafterConfig, LimitsConfig
+from dspark.errors import DraftUnavailable, DSparkError, StaleRound, UnknownSession
+from dspark.messages import DraftRequest
+from dspark.ports import DrafterLease, DrafterPool
+from dspark.routing.lanes import DraftLane
+from dspark.routing.observer import Observer
+from dspark.session import Session
+from dspark.tree import CandidateTree
+
+
+class DraftSource(Protocol):
+    """Where a session's candidates come from."""
+
+    async def propose(self) -> CandidateTree:
+        """Candidates below the session's anchor; an empty tree if there are none in time."""
+
+    async def close(self) -> None:
+        """Give everything back."""
+
+
+class NoDrafts:
+    """Plain decoding: the session was asked to, or there is no drafter."""
+
+    async def propose(self) -> CandidateTree:
+        """Never a candidate."""
+        return CandidateTree.empty()
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+class DraftLanes:
+    """The lanes of a router, one for each drafter it has met. Dropped when the drafter is."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._lanes: dict[int, DraftLane] = {}
+
+    def of(self, lease: DrafterLease) -> DraftLane:
+        """The lane of the lease's replica; made when first asked for."""
+        lane = self._lanes.get(id(lease.drafter))
+        if lane is None:
+            lane = self._lanes[id(lease.drafter)] = DraftLane(lease.drafter, self._observer)
+        return lane
+
+    async def drop(self, lease: DrafterLease) -> None:
+        """Forget a dead replica's lane."""
+        lane = self._lanes.pop(id(lease.drafter), None)
+        if lane is not None:
+            await lane.stop()
+
+    async def stop(self) -> None:
+        """Drop all lanes."""
+        for lane in self._lanes.values():
+            await lane.stop()
+        self._lanes.clear()
+
+
+class LeasedDrafts:
+    """Drafts from a replica that may come late, die, or come back."""
+
+    def __init__(
+        self,
+        session: Session,
+        pool: DrafterPool,
+        lanes: DraftLanes,
+        drafter: DrafterConfig,
+        limits: LimitsConfig,
+        observer: Observer,
+        vocab_size: int,
+    ) -> None:
+        self._session = session
+        self._pool = pool
+        self._lanes = lanes
+        self._config = drafter
+        self._limits = limits
+        self._observer = observer
+        self._vocab_size = vocab_size
+        self._lease: DrafterLease | None = None
+        self._known_length = 0
+        """Committed length at the last answered request: where the next delta starts."""
+        self._background: asyncio.Task[None] | None = asyncio.create_task(self._acquire())
+
+    async def propose(self) -> CandidateTree:
+        """See DraftSource."""
+        if self._background is not None and self._background.done():
+            self._background = None
+        lease = self._lease
+        if lease is None or self._background is not None:
+            self._ask_again(lease)
+            return CandidateTree.empty()
+        if lease.lost():
+            await self._drop(lease, "its replica is gone")
+            return CandidateTree.empty()
+        depth = min(self._config.max_depth, self._session.tokens_left - 1)
+        if depth <= 0:
+            return CandidateTree.empty()
+        return await self._draft_in_time(lease, depth)
+
+    async def close(self) -> None:
+        """See DraftSource."""
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.gather(self._background, return_exceptions=True)
+        if self._lease is not None:
+            self._lease.drafter.close(self._session.session_id)
+            await self._lease.release()
+            self._lease = None
+
+    async def _draft_in_time(self, lease: DrafterLease, depth: int) -> CandidateTree:
+        """The drafter's answer, or an empty tree where it is late, stale, wrong or gone."""
+        try:
+            tree = await asyncio.wait_for(self._draft(lease, depth), self._limits.draft_timeout_s)
+            tree.check(self._vocab_size, self._config.max_nodes)
+            return tree
+        except TimeoutError:
+            self._observer.draft_lost("late")
+        except DraftUnavailable:
+            await self._drop(lease, "unavailable")
+        except (UnknownSession, StaleRound):
+            self._observer.draft_lost("stale")
+            self._open(lease)
+        except DSparkError as error:
+            self._observer.draft_lost(type(error).__name__)
+        return CandidateTree.empty()
+
+    async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
+        session = self._session
+        request = DraftRequest(
+            session.session_id, session.base_length, session.tokens_since(self._known_length), depth, self._config.max_nodes
+        )
+        result = await self._lanes.of(lease).draft(request)
+        self._known_length = request.base_length
+        if result.base_length != session.base_length:
+            raise StaleRound(f"a draft on length {result.base_length} for a session of length {session.base_length}")
+        return result.tree
+
+    async def _acquire(self) -> None:
+        """Get a lease and let the drafter read the prompt, while the target does the same."""
+        try:
+            self._lease = await self._pool.acquire(self._session.session_id)
+        except DraftUnavailable as error:
+            self._observer.draft_lost(type(error).__name__)
+            await asyncio.sleep(self._limits.draft_retry_s)
+            return
+        self._open(self._lease)
+        with contextlib.suppress(DSparkError):  # the first real draft meets the same fault, and deals with it
+            await self._draft(self._lease, 0)
+
+    def _open(self, lease: DrafterLease) -> None:
+        lease.drafter.open(self._session.opening())
+        self._known_length = self._session.base_length
+
+    def _ask_again(self, lease: DrafterLease | None) -> None:
+        if lease is None and self._background is None:
+            self._background = asyncio.create_task(self._acquire())
+
+    async def _drop(self, lease: DrafterLease, reason: str) -> None:
+        self._observer.draft_lost(reason)
+        self._lease = None
+        await self._lanes.drop(lease)
+        await lease.release()
+        self._ask_again(None)

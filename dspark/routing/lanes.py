@@ -1,0 +1,167 @@
+"""Lanes: one per replica. While the replica is busy, rounds wait; when it is free, all that wait go together, planned as one batch."""
+
+import asyncio
+from dataclasses import dataclass
+
+from dspark import errors
+from dspark.batching import NaturalBatcher
+from dspark.errors import DSparkError, ProtocolError, TargetUnavailable
+from dspark.messages import DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
+from dspark.ports import Drafter, Verifier
+from dspark.routing.observer import Observer
+from dspark.scheduling.planner import plan
+from dspark.session import Session
+from dspark.tree import CandidateTree
+from dspark.types import SessionId
+
+
+def error_of(failure: SessionFailure) -> DSparkError:
+    """The failure as the error it was on the replica; an unknown name becomes a ProtocolError."""
+    kind = getattr(errors, failure.error, ProtocolError)
+    known = isinstance(kind, type) and issubclass(kind, DSparkError)
+    return (kind if known else ProtocolError)(failure.message)
+
+
+class DraftLane:
+    """All drafts that one router wants of one draft replica."""
+
+    def __init__(self, drafter: Drafter, observer: Observer) -> None:
+        self.drafter = drafter
+        self._observer = observer
+        self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
+
+    async def draft(self, request: DraftRequest) -> DraftResult:
+        """Raises DraftUnavailable if the replica is gone, or the error that it reports for this session."""
+        return await self._batcher.submit(request)
+
+    async def stop(self) -> None:
+        """Drop what waits."""
+        await self._batcher.stop()
+
+    async def _draft(self, requests: list[DraftRequest]) -> list[DraftResult | Exception]:
+        report = await self.drafter.draft(requests)
+        self._observer.draft_done(report)
+        answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
+        answers.update({failure.session_id: error_of(failure) for failure in report.failures})
+        missing = ProtocolError("the drafter left a request out of its answer")
+        return [answers.get(request.session_id, missing) for request in requests]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one session's round: which candidates were sent, and what the target said."""
+
+    num_selected: int
+    result: VerifyResult
+
+
+@dataclass(slots=True)
+class _Round:
+    """A round on its way through the lane."""
+
+    session: Session
+    tree: CandidateTree
+    future: asyncio.Future[Verdict]
+    num_selected: int = 0
+
+
+class VerifyLane:
+    """All rounds that one router has on one target replica. Selective verification happens here, at the moment the lane fires."""
+
+    def __init__(self, verifier: Verifier, observer: Observer, *, max_rows: int, silence_timeout_s: float) -> None:
+        self.verifier = verifier
+        self._observer = observer
+        self._max_rows = max_rows
+        self._silence_timeout_s = silence_timeout_s
+        self._ready: dict[SessionId, _Round] = {}
+        self._in_flight: dict[SessionId, _Round] = {}
+        self._lost: TargetUnavailable | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def verify(self, session: Session, tree: CandidateTree) -> Verdict:
+        """The target's verdict on one round. Raises TargetUnavailable if the replica is gone or silent."""
+        if self._lost is not None:
+            raise self._lost
+        loop = asyncio.get_running_loop()
+        waiting = _Round(session, tree, loop.create_future())
+        self._ready[session.session_id] = waiting
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read())
+        if not self._in_flight:
+            loop.call_soon(self._fire)  # sessions woken by the same event still get into this batch
+        try:
+            return await waiting.future
+        finally:
+            self._forget(session.session_id, waiting)
+
+    async def stop(self) -> None:
+        """End the reader; waiting rounds are told that the target is gone."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        self._give_up(TargetUnavailable("the connection to the target was closed"))
+
+    def _fire(self) -> None:
+        """Plan over all that is ready and hand the selected candidates in."""
+        if not self._ready or self._lost is not None:
+            return
+        ready, self._ready = self._ready, {}
+        kept = plan({session_id: r.tree for session_id, r in ready.items()}, self._max_rows).kept
+        requests: list[VerifyRequest] = []
+        for session_id, waiting in ready.items():
+            selected = waiting.tree.select(kept[session_id])
+            waiting.num_selected = len(selected)
+            requests.append(waiting.session.verify_request(selected))
+        self._in_flight.update(ready)
+        self.verifier.submit(requests)
+
+    async def _read(self) -> None:
+        """Hand out reports as they come; after each of them the target is free, so fire."""
+        try:
+            while True:
+                report = await self._next_report()
+                self._settle(report)
+                self._observer.step_done(report)
+                await asyncio.sleep(0)  # sessions without a drafter are ready again at once
+                self._fire()
+        except TargetUnavailable as error:
+            self._give_up(error)
+
+    async def _next_report(self) -> StepReport:
+        """Silence only counts while something is in flight."""
+        reading = asyncio.ensure_future(self.verifier.next_report())
+        try:
+            while True:
+                done, _ = await asyncio.wait({reading}, timeout=self._silence_timeout_s)
+                if done:
+                    return reading.result()
+                if self._in_flight:
+                    raise TargetUnavailable(f"the target was silent for {self._silence_timeout_s:g} s")
+        finally:
+            reading.cancel()
+
+    def _settle(self, report: StepReport) -> None:
+        for result in report.results:
+            waiting = self._in_flight.pop(result.session_id, None)
+            if waiting is not None and not waiting.future.done():
+                waiting.future.set_result(Verdict(waiting.num_selected, result))
+        for failure in report.failures:
+            waiting = self._in_flight.pop(failure.session_id, None)
+            if waiting is not None and not waiting.future.done():
+                waiting.future.set_exception(error_of(failure))
+
+    def _give_up(self, error: TargetUnavailable) -> None:
+        self._lost = error
+        for waiting in (*self._ready.values(), *self._in_flight.values()):
+            if not waiting.future.done():
+                waiting.future.set_exception(TargetUnavailable(error.message))
+        self._ready.clear()
+        self._in_flight.clear()
+
+    def _forget(self, session_id: SessionId, waiting: _Round) -> None:
+        """A session that stopped waiting must not keep the lane believing that the target is busy."""
+        for rounds in (self._ready, self._in_flight):
+            if rounds.get(session_id) is waiting:
+                del rounds[session_id]
+        if not self._in_flight and self._ready:
+            self._fire()

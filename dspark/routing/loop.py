@@ -1,0 +1,99 @@
+"""The loop: draft, plan and verify, commit, yield. It never turns back.
+
+What one request does; sessions meet only in the lanes, where their rounds are batched. Knows nothing of text, HTTP, gRPC or Ray.
+"""
+
+import time
+from collections.abc import AsyncIterator
+
+from dspark.config import DrafterConfig, LimitsConfig
+from dspark.ports import DrafterPool, VerifierLease, VerifierPool
+from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
+from dspark.routing.lanes import VerifyLane
+from dspark.routing.observer import Observer
+from dspark.session import Session, TokenChunk
+
+
+class SpeculativeLoop:
+    """Runs sessions on pools of drafters and targets. One per router; lives on one event loop."""
+
+    def __init__(
+        self,
+        targets: VerifierPool,
+        drafters: DrafterPool | None,
+        *,
+        drafter: DrafterConfig,
+        limits: LimitsConfig,
+        max_batch_rows: int,
+        observer: Observer,
+    ) -> None:
+        self._targets = targets
+        self._drafters = drafters
+        self._drafter = drafter
+        self._limits = limits
+        self._max_batch_rows = max_batch_rows
+        self._observer = observer
+        self._verify_lanes: dict[int, VerifyLane] = {}
+        self._draft_lanes = DraftLanes(observer)
+
+    async def run(self, session: Session, *, speculate: bool) -> AsyncIterator[TokenChunk]:
+        """Rounds of one session until it is finished. Closing the iterator frees its places.
+
+        Raises TargetUnavailable if there is no target, or the one in use dies; whatever the target reports for this session.
+        """
+        lease = await self._targets.acquire(session.session_id)
+        drafts = self._draft_source(session, lease, speculate)
+        lane = self._lane(lease)
+        try:
+            lane.verifier.open(session.opening())
+            self._observer.session_started(session)
+            while not session.finished:
+                started = time.perf_counter()
+                tree = await drafts.propose()
+                verdict = await lane.verify(session, tree)
+                chunk = session.commit(verdict.result, num_drafted=len(tree), num_selected=verdict.num_selected)
+                self._observer.round_done(session, chunk, (time.perf_counter() - started) * 1e3)
+                yield chunk
+        finally:
+            self._observer.session_ended(session, session.finish_reason)
+            lane.verifier.close(session.session_id)
+            await self._leave(lease, drafts)
+
+    async def stop(self) -> None:
+        """End all lanes; sessions that still run are told that their target is gone."""
+        for lane in self._verify_lanes.values():
+            await lane.stop()
+        self._verify_lanes.clear()
+        await self._draft_lanes.stop()
+
+    def _draft_source(self, session: Session, lease: VerifierLease, speculate: bool) -> DraftSource:
+        if not speculate or self._drafters is None or self._drafter.max_depth == 0:
+            return NoDrafts()
+        return LeasedDrafts(
+            session, self._drafters, self._draft_lanes, self._drafter, self._limits, self._observer, lease.card.vocab_size
+        )
+
+    def _lane(self, lease: VerifierLease) -> VerifyLane:
+        key = id(lease.verifier)
+        if key not in self._verify_lanes:
+            self._verify_lanes[key] = VerifyLane(
+                lease.verifier,
+                self._observer,
+                max_rows=self._max_batch_rows,
+                silence_timeout_s=self._limits.verify_timeout_s,
+            )
+        return self._verify_lanes[key]
+
+    async def _leave(self, lease: VerifierLease, drafts: DraftSource) -> None:
+        """Give both places back, whatever happens to the first."""
+        try:
+            await drafts.close()
+        finally:
+            if lease.lost():
+                await self._drop_lane(lease)
+            await lease.release()
+
+    async def _drop_lane(self, lease: VerifierLease) -> None:
+        lane = self._verify_lanes.pop(id(lease.verifier), None)
+        if lane is not None:
+            await lane.stop()

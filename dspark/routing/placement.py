@@ -1,0 +1,62 @@
+"""Pools of one: a drafter and a target that live in this process, for the Engine and for drafters that need no replica."""
+
+from dataclasses import dataclass
+
+from dspark.ports import Drafter, Verifier
+from dspark.types import ModelCard, ReplicaId, SessionId
+
+LOCAL = ReplicaId("local")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDrafterLease:
+    """A place that is always there."""
+
+    drafter: Drafter
+    replica_id: ReplicaId = LOCAL
+
+    def lost(self) -> bool:
+        """Never: it would take this process with it."""
+        return False
+
+    async def release(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalVerifierLease:
+    """A place that is always there."""
+
+    verifier: Verifier
+    card: ModelCard
+    replica_id: ReplicaId = LOCAL
+
+    def lost(self) -> bool:
+        """Never: it would take this process with it."""
+        return False
+
+    async def release(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDrafterPool:
+    """Implements ports.DrafterPool."""
+
+    drafter: Drafter
+
+    async def acquire(self, session_id: SessionId) -> LocalDrafterLease:
+        """See ports.DrafterPool."""
+        return LocalDrafterLease(self.drafter)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalVerifierPool:
+    """Implements ports.VerifierPool."""
+
+    verifier: Verifier
+    card: ModelCard
+
+    async def acquire(self, session_id: SessionId) -> LocalVerifierLease:
+        """See ports.VerifierPool."""
+        return LocalVerifierLease(self.verifier, self.card)

@@ -1,0 +1,150 @@
+"""One forward for many sessions: their rows (prompt chunks, anchors, candidates) as one flat sequence without padding.
+
+A segment is what one session brings: `num_cached` slots already filled, and rows whose keys and values go to the slots after them. A row sees
+the cached slots, and of the new rows only its ancestors and itself; in a chain or a prompt that is every row before it.
+
+Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached and new), r longest n in a group.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MAX_GROUPED_ROWS = 16
+"""Segments of up to this many rows attend together, padded to the longest; longer ones (prompt chunks) each alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One session's part of a batch."""
+
+    token_ids: list[int]  # [n]
+    positions: list[int]  # [n] absolute
+    parents: list[int] | None  # [n] row of the parent inside the segment, -1 = the last cached slot; None = a chain
+    slots: list[int]  # [L] cache slots, cached ones first, then one per row
+    num_cached: int
+    num_logits: int
+    """Logits are wanted for this many rows, counted from the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Segments that attend in one call."""
+
+    rows: torch.Tensor | None  # [S, r] row of the batch, padded by repeating the last; None: all rows of the batch in order
+    output_rows: torch.Tensor | None  # [sum n] flat index into S*r of each real row, in the order of `batch_rows`
+    batch_rows: torch.Tensor | None  # [sum n] rows of the batch that this group fills
+    slots: torch.Tensor | slice  # [S * L] or a slice where one segment's slots are neighbours
+    num_segments: int
+    longest_context: int  # L
+    longest_segment: int  # r
+    query_positions: NDArray[np.int32]  # [S, r]
+    key_positions: NDArray[np.int32]  # [S, L]
+    visible: NDArray[np.bool_]  # [S, r, L] by ancestry alone; windows are cut per layer
+    masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    """Additive masks by window size, filled by the attention function as layers ask for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Everything one forward needs besides the weights and the cache."""
+
+    input_ids: torch.Tensor  # [1, R]
+    position_ids: torch.Tensor  # [1, R]
+    write_slots: torch.Tensor  # [R]
+    logit_rows: torch.Tensor  # rows whose logits are wanted, segment by segment
+    groups: tuple[AttentionGroup, ...]
+    segments: tuple[Segment, ...]
+
+
+def pack(segments: list[Segment], device: torch.device) -> PackedBatch:
+    """Lay the segments' rows one after the other and group them for attention."""
+    starts = np.cumsum([0, *(len(segment.token_ids) for segment in segments)])
+    tokens = [token for segment in segments for token in segment.token_ids]
+    positions = [position for segment in segments for position in segment.positions]
+    slots = [slot for segment in segments for slot in segment.slots[segment.num_cached :]]
+    logit_rows = [
+        row for segment, stop in zip(segments, starts[1:].tolist(), strict=True) for row in range(stop - segment.num_logits, stop)
+    ]
+    return PackedBatch(
+        _integers([tokens], device),
+        _integers([positions], device),
+        _integers(slots, device),
+        _integers(logit_rows, device),
+        tuple(_groups(segments, starts.tolist(), device)),
+        tuple(segments),
+    )
+
+
+def _groups(segments: list[Segment], starts: list[int], device: torch.device) -> list[AttentionGroup]:
+    short = [i for i, segment in enumerate(segments) if len(segment.token_ids) <= MAX_GROUPED_ROWS]
+    long = [i for i, segment in enumerate(segments) if len(segment.token_ids) > MAX_GROUPED_ROWS]
+    members = ([short] if short else []) + [[i] for i in long]
+    return [_group([segments[i] for i in m], [starts[i] for i in m], starts[-1], device) for m in members]
+
+
+def _group(segments: list[Segment], starts: list[int], num_rows: int, device: torch.device) -> AttentionGroup:
+    longest_segment = max(len(s.token_ids) for s in segments)
+    longest_context = max(len(s.slots) for s in segments)
+    covers_batch = len(segments) == 1 and len(segments[0].token_ids) == num_rows
+    rows = [[start + min(i, len(s.token_ids) - 1) for i in range(longest_segment)] for s, start in zip(segments, starts, strict=True)]
+    flat = [index * longest_segment + i for index, s in enumerate(segments) for i in range(len(s.token_ids))]
+    filled = [start + i for s, start in zip(segments, starts, strict=True) for i in range(len(s.token_ids))]
+    return AttentionGroup(
+        rows=None if covers_batch else _integers(rows, device),
+        output_rows=None if covers_batch else _integers(flat, device),
+        batch_rows=None if covers_batch else _integers(filled, device),
+        slots=_group_slots(segments, longest_context, device),
+        num_segments=len(segments),
+        longest_context=longest_context,
+        longest_segment=longest_segment,
+        query_positions=_padded([s.positions for s in segments], longest_segment),
+        key_positions=_padded([_key_positions(s) for s in segments], longest_context),
+        visible=_visible(segments, longest_segment, longest_context),
+    )
+
+
+def _group_slots(segments: list[Segment], longest_context: int, device: torch.device) -> torch.Tensor | slice:
+    if len(segments) == 1:
+        slots = segments[0].slots
+        if slots[-1] - slots[0] == len(slots) - 1 and slots == list(range(slots[0], slots[-1] + 1)):
+            return slice(slots[0], slots[-1] + 1)
+    return _integers([slot for s in segments for slot in s.slots + [s.slots[0]] * (longest_context - len(s.slots))], device)
+
+
+def _key_positions(segment: Segment) -> list[int]:
+    """Cached slots hold positions 0, 1, 2, ...: rejected candidates never stay."""
+    return [*range(segment.num_cached), *segment.positions]
+
+
+def _visible(segments: list[Segment], longest_segment: int, longest_context: int) -> NDArray[np.bool_]:
+    """[S, r, L]: cached slots and own ancestors; padding rows see one slot, so that their softmax stays finite."""
+    visible = np.zeros((len(segments), longest_segment, longest_context), np.bool_)
+    for index, segment in enumerate(segments):
+        count, cached = len(segment.token_ids), segment.num_cached
+        visible[index, :count, :cached] = True
+        visible[index, :count, cached : cached + count] = _ancestry(segment)
+        visible[index, count:, 0] = True
+    return visible
+
+
+def _ancestry(segment: Segment) -> NDArray[np.bool_]:
+    """[n, n]: row i sees row j if j is i or an ancestor of i."""
+    count = len(segment.token_ids)
+    if segment.parents is None:
+        return np.tri(count, dtype=np.bool_)
+    seen = np.eye(count, dtype=np.bool_)
+    for row, parent in enumerate(segment.parents):
+        if parent >= 0:
+            seen[row] |= seen[parent]
+    return seen
+
+
+def _padded(rows: list[list[int]], length: int) -> NDArray[np.int32]:
+    return np.asarray([row + [row[-1]] * (length - len(row)) for row in rows], np.int32)
+
+
+def _integers(values: list[int] | list[list[int]], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)

@@ -1,0 +1,62 @@
+"""From a target's configuration to a verifier that is ready to run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dspark.config import TargetConfig
+from dspark.errors import ConfigError
+from dspark.runtime.attention import ATTENTION_NAME, register
+from dspark.runtime.loading import load_causal_lm, load_tokenizer, model_card, resolve_folder
+from dspark.runtime.model import PackedModel
+from dspark.types import ModelCard
+from dspark.verifying.verifier import BatchVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTarget:
+    """A target in memory, and what to tell others of it."""
+
+    verifier: BatchVerifier
+    card: ModelCard
+    packed_model: PackedModel
+
+
+def load_target(config: TargetConfig) -> LoadedTarget:
+    """Load weights, take the cache's memory, run one row. Takes seconds to minutes; blocks.
+
+    Raises ModelLoadError for the checkpoint, ConfigError for lengths that do not fit together.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    register()
+    folder = resolve_folder(config)
+    card = target_card(config)
+    model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
+    packed = PackedModel(
+        model,
+        num_cache_tokens=config.kv_cache.num_tokens,
+        block_tokens=config.kv_cache.block_tokens,
+        deterministic=config.deterministic,
+    )
+    packed.warm_up()
+    verifier = BatchVerifier(packed, max_length=card.max_length, max_batch_rows=config.max_batch_rows)
+    return LoadedTarget(verifier, card, packed)
+
+
+def target_card(config: TargetConfig) -> ModelCard:
+    """The card without the weights: what a router needs before it meets a replica.
+
+    A request may use at most what the model, the configuration and the KV cache allow; the smallest of them is its `max_length`.
+    """
+    folder = resolve_folder(config)
+    card = model_card(folder, config, load_tokenizer(folder))
+    limits = [card.max_length, config.kv_cache.num_tokens]
+    if config.max_length is not None:
+        if config.max_length > card.max_length:
+            raise ConfigError(f"target.max_length {config.max_length} is above the model's {card.max_length}", "target.max_length")
+        limits.append(config.max_length)
+    name = config.served_name or card.name
+    return ModelCard(
+        name, card.vocab_size, min(limits), card.eos_token_ids, card.model_fingerprint, card.tokenizer_fingerprint
+    )

@@ -1,0 +1,178 @@
+"""The target's side of a round: prefill, one packed forward over candidates of many sessions, the acceptance walk, and the KV cache after it.
+
+Synchronous and for one thread; runner.py puts it behind the port. It knows nothing of routers, gRPC or drafters.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dspark.acceptance import walk
+from dspark.errors import DSparkError, OutOfBlocks, UnknownSession
+from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
+from dspark.runtime.kv_cache import BlockTable
+from dspark.runtime.model import PackedModel
+from dspark.sampling import Sampler
+from dspark.types import SessionId
+from dspark.verifying.rows import share_rows
+from dspark.verifying.sessions import TargetSession
+
+
+class BatchVerifier:
+    """All sessions of one target replica."""
+
+    def __init__(self, model: PackedModel, *, max_length: int, max_batch_rows: int) -> None:
+        self._model = model
+        self._sampler = Sampler(model.vocab_size, model.device)
+        self._max_length = max_length
+        self._max_batch_rows = max_batch_rows
+        self._sessions: dict[SessionId, TargetSession] = {}
+        self._num_opened = 0
+        self._results: list[VerifyResult] = []
+        self._failures: list[SessionFailure] = []
+
+    @property
+    def has_work(self) -> bool:
+        """True if a step would do something."""
+        return bool(self._results or self._failures) or any(s.pending is not None for s in self._sessions.values())
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions held, waiting or not."""
+        return len(self._sessions)
+
+    def open(self, message: SessionOpen) -> None:
+        """Hold a session; one of the same id is replaced."""
+        self.close(message.session_id)
+        table = BlockTable(self._model.pool)
+        self._sessions[message.session_id] = TargetSession.from_open(message, table, self._num_opened)
+        self._num_opened += 1
+
+    def submit(self, request: VerifyRequest) -> None:
+        """Queue a round; what is wrong with it becomes a failure of its session in the next report."""
+        session = self._sessions.get(request.session_id)
+        try:
+            if session is None:
+                raise UnknownSession(f"no session {request.session_id} here")
+            repeated = session.accept_request(request, self._max_length)
+        except DSparkError as error:
+            self._failures.append(_failure(request.session_id, error))
+        else:
+            if repeated is not None:
+                self._results.append(repeated)
+
+    def close(self, session_id: SessionId) -> None:
+        """Forget a session and free its blocks."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            session.table.release()
+
+    def step(self) -> StepReport:
+        """One forward for what waits; returns the rounds it completed."""
+        started = time.perf_counter()
+        chosen = self._choose()
+        if chosen:
+            self._run(chosen)
+        results, self._results = self._results, []
+        failures, self._failures = self._failures, []
+        return StepReport(
+            tuple(results),
+            tuple(failures),
+            verify_ms=(time.perf_counter() - started) * 1e3,
+            batch_rows=sum(rows for _, rows in chosen),
+            free_kv_blocks=self._model.pool.num_free,
+            total_kv_blocks=self._model.pool.num_blocks,
+        )
+
+    def _choose(self) -> list[tuple[TargetSession, int]]:
+        """Sessions of the step and their rows, with slots reserved for all of them."""
+        waiting = sorted((s for s in self._sessions.values() if s.pending is not None), key=lambda s: s.arrival)
+        shares = share_rows([session.work() for session in waiting], self._max_batch_rows)
+        chosen: list[tuple[TargetSession, int]] = []
+        for session in waiting:
+            rows = shares.get(session.session_id, 0)
+            if rows and self._reserve(session, rows, keep={s.session_id for s, _ in chosen}):
+                chosen.append((session, rows))
+        return chosen
+
+    def _reserve(self, session: TargetSession, rows: int, keep: set[SessionId]) -> bool:
+        """Own the slots of the step, if need be by preempting younger sessions; False leaves the session waiting."""
+        while True:
+            try:
+                session.table.reserve(session.num_cached + rows)
+            except OutOfBlocks as error:
+                if self._preempt_youngest(session, keep):
+                    continue
+                if not keep and not any(s.table.blocks for s in self._sessions.values() if s is not session):
+                    self._fail(session, error)  # it has the whole cache and still does not fit
+                return False
+            return True
+
+    def _preempt_youngest(self, session: TargetSession, keep: set[SessionId]) -> bool:
+        """Take the blocks of the youngest session that is younger than this one; its tokens stay, so it is recomputed later."""
+        younger = [
+            s for s in self._sessions.values() if s.table.blocks and s.arrival > session.arrival and s.session_id not in keep
+        ]
+        if not younger:
+            return False
+        victim = max(younger, key=lambda s: s.arrival)
+        victim.table.release()
+        victim.num_cached = 0
+        return True
+
+    def _run(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
+        """Forward all together; if that fails, each alone, so that one session's fault stays its own."""
+        try:
+            self._forward(chosen)
+        except RuntimeError as error:
+            if len(chosen) == 1:
+                self._fail(chosen[0][0], error)
+                return
+            for one in chosen:
+                self._run([one])
+
+    def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
+        complete = [session for session, rows in chosen if session.completes_with(rows)]
+        logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
+        sampling = [row for session in complete for row in session.row_sampling()]
+        tokens = self._sampler.choose(logits, sampling).tolist() if complete else []
+        finite = torch.isfinite(logits).all(-1).tolist()
+        for session, rows in chosen:
+            if session not in complete:
+                session.num_cached += rows
+        start = 0
+        for session in complete:
+            stop = start + 1 + len(session.tree)
+            if all(finite[start:stop]):
+                self._commit(session, tokens[start:stop])
+            else:
+                self._fail(session, RuntimeError("the target's logits are not finite"))
+            start = stop
+
+    def _commit(self, session: TargetSession, target_tokens: list[int]) -> None:
+        """Walk the tree, keep the accepted path's keys and values, and move on to the next round."""
+        base = len(session.token_ids)
+        accepted = walk(session.tree, target_tokens)
+        source = session.table.slots(0, base + len(session.tree))
+        moves = [(source[base + node], source[base + k]) for k, node in enumerate(accepted.nodes) if node != k]
+        if moves:
+            self._model.cache.move([old for old, _ in moves], [new for _, new in moves])
+        session.num_cached = base + len(accepted.nodes)
+        session.table.shrink(session.num_cached)
+        session.last_result = VerifyResult(session.session_id, session.round, base, accepted.nodes, accepted.token_ids)
+        session.token_ids.extend(accepted.token_ids)
+        session.round += 1
+        session.pending = None
+        self._results.append(session.last_result)
+
+    def _fail(self, session: TargetSession, error: Exception) -> None:
+        self._failures.append(_failure(session.session_id, error))
+        self.close(session.session_id)
+
+
+def _failure(session_id: SessionId, error: Exception) -> SessionFailure:
+    """Only errors of our own tree keep their name and text; others may quote addresses or paths."""
+    if isinstance(error, DSparkError):
+        return SessionFailure(session_id, type(error).__name__, error.message)
+    return SessionFailure(session_id, DSparkError.__name__, f"the target could not compute this round ({type(error).__name__})")

@@ -1,6 +1,8 @@
-"""The acceptance law (DESIGN section 4): walk down while a child carries the target's own token; the first token without a child is the bonus.
+"""The acceptance law (DESIGN section 4): walk down while a child carries the target's own token; the first token without a
+child is the bonus.
 
-The target's tokens do not depend on the tree, so neither does the output: any drafter, any selection, no selection at all give the same text.
+The target's tokens do not depend on the tree, so neither does the output: any drafter, any selection, no selection at all
+give the same text.
 """
 
 from dataclasses import dataclass

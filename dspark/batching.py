@@ -1,4 +1,4 @@
-"""Natural batching: while a batch runs, what arrives waits; when it is done, all that waits goes together. No timer, no target size."""
+"""Natural batching: while a batch runs, what arrives waits; when it is done, all that waits goes together. No timer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,8 +11,8 @@ Answer = TypeVar("Answer")
 class NaturalBatcher(Generic[Item, Answer]):
     """Runs `process` on everything that is waiting, one batch at a time, in order of arrival.
 
-    `process` returns one answer per item; an answer that is an exception is raised at its item's caller, and an exception of `process`
-    itself at all of them. A caller that gives up leaves its batch unharmed. Lives on one event loop.
+    `process` returns one answer per item; an answer that is an exception is raised at its item's caller, and an exception of
+    `process` itself at all of them. A caller that gives up leaves its batch unharmed. Lives on one event loop.
     """
 
     def __init__(self, process: Callable[[list[Item]], Awaitable[list[Answer | Exception]]]) -> None:

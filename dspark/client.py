@@ -1,6 +1,9 @@
-"""A thin client of the public gRPC service, sync and async: `with Client("127.0.0.1:9000") as client: client.generate("def add(")`.
+"""A thin client of the public gRPC service, blocking and async.
 
-Needs neither torch nor ray. Errors of the service come as the classes of dspark.errors. Leaving a stream early ends its work on the service.
+    with Client("127.0.0.1:9000") as client:
+        print(client.generate("def add(", max_tokens=32).text)
+
+Needs neither torch nor ray. Errors of the service come as the classes of dspark.errors. Leaving a stream early ends its work.
 """
 
 import uuid
@@ -27,7 +30,7 @@ from dspark.wire.pb import generation_pb2_grpc as rpc
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 TIMEOUT_KEY = "dspark-timeout-s"
 DEADLINE_GRACE_S = 2.0
-"""The service ends a request at its timeout with a clear error; the client's own deadline comes this much later, for a service that is gone."""
+"""The service ends a request at its timeout, with a clear error; the call's own deadline, this much later, is for a service that is gone."""
 ABORT_TIMEOUT_S = 2.0
 
 _ERRORS: dict[grpc.StatusCode, type[DSparkError]] = {
@@ -112,7 +115,7 @@ class Client:
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, channel: grpc.Channel | None = None) -> None:
         self._own = grpc.insecure_channel(address) if channel is None else None
-        self._stub = rpc.GenerationStub(channel or self._own)
+        self._stub: rpc.GenerationStub = rpc.GenerationStub(channel or self._own)  # type: ignore[no-untyped-call]
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole answer. Raises the errors of dspark.errors."""
@@ -165,7 +168,7 @@ class Client:
         self.close()
 
     def _abort_quietly(self, request_id: str) -> None:
-        """A cancelled call does not always reach the service through its proxy; an Abort does. Best effort: the call is over anyway."""
+        """A cancelled call does not always get through the service's proxy; an Abort does. Best effort: the call is over anyway."""
         try:
             self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S)
         except grpc.RpcError:
@@ -177,9 +180,7 @@ class AsyncClient:
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, channel: grpc.aio.Channel | None = None) -> None:
         self._own = grpc.aio.insecure_channel(address) if channel is None else None
-        # The generated stub is typed for the blocking channel; on an aio channel its calls are awaitable.
-        stub: Any = rpc.GenerationStub(channel or self._own)  # type: ignore[arg-type]
-        self._stub = stub
+        self._stub: Any = rpc.GenerationStub(channel or self._own)  # type: ignore[no-untyped-call]
 
     async def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole answer. Raises the errors of dspark.errors."""
@@ -298,5 +299,5 @@ def _models(response: pb.ListModelsResponse) -> list[Model]:
 
 def _raise(error: grpc.RpcError) -> NoReturn:
     """As the class of dspark.errors that stands for the status. Every RpcError of a call is a Call with code and details."""
-    code, details = error.code(), error.details()  # type: ignore[attr-defined]
+    code, details = error.code(), error.details()
     raise _ERRORS.get(code, DSparkError)(details or code.name) from None

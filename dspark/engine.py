@@ -8,7 +8,7 @@ What differs between the two is only where drafters and targets live: a Backend 
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -82,6 +82,11 @@ class Engine:
     def card(self) -> ModelCard:
         """The model served."""
         return self._backend.card
+
+    @property
+    def backend(self) -> Backend:
+        """What stands behind this engine."""
+        return self._backend
 
     @property
     def codec(self) -> TextCodec:
@@ -166,7 +171,7 @@ class Engine:
         assert chunk.finish_reason is not None, "a stream ends with a finish reason or an error"
         return Completion("".join(texts), tuple(token_ids), chunk.finish_reason, chunk.usage, request.sampling.seed)
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
         """See GenerationService."""
         limits = self._config.limits
         timeout_s = min(request.timeout_s or limits.request_timeout_s, limits.request_timeout_s)
@@ -207,7 +212,7 @@ class Engine:
         else:
             buffer.end()
 
-    async def _chunks(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+    async def _chunks(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Rounds of the session as text."""
         if self._loop is None:
             raise TargetUnavailable("the engine is not started")

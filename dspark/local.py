@@ -14,7 +14,13 @@ from dspark.verifying.target_model import LoadedTarget, load_target
 class LocalBackend:
     """Implements engine.Backend. The weights stay loaded between `stop` and the next `start`."""
 
-    def __init__(self, target: LoadedTarget, config: DrafterConfig, drafter: LoadedDrafter | None) -> None:
+    def __init__(
+        self,
+        target: LoadedTarget,
+        config: DrafterConfig,
+        drafter: LoadedDrafter | None,
+        foreign_drafter: Drafter | None = None,
+    ) -> None:
         if drafter is not None and drafter.card.tokenizer_fingerprint != target.card.tokenizer_fingerprint:
             raise FingerprintMismatch(
                 f"drafter {drafter.card.name} has another tokenizer than target {target.card.name}: "
@@ -23,14 +29,20 @@ class LocalBackend:
         self._target = target
         self._config = config
         self._drafter_model = drafter
+        self._foreign_drafter = foreign_drafter
         self._runner: VerifierRunner | None = None
         self._thread: ThreadedDrafter | None = None
 
     @classmethod
     def load(cls, config: EngineConfig) -> "LocalBackend":
         """Load what the configuration names. Blocks for as long as that takes."""
-        drafter = load_drafter(config.drafter) if config.drafter.kind == "language_model" else None
-        return cls(load_target(config.target), config.drafter, drafter)
+        target = load_target(config.target)
+        return cls(target, config.drafter, _load_drafter(config.drafter))
+
+    def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
+        """The same target with another drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
+        drafter = None if foreign_drafter is not None else _load_drafter(config)
+        return LocalBackend(self._target, config, drafter, foreign_drafter)
 
     @property
     def card(self) -> ModelCard:
@@ -64,9 +76,15 @@ class LocalBackend:
         return self._runner is not None and self._runner.alive
 
     def _start_drafter(self) -> Drafter | None:
+        if self._foreign_drafter is not None:
+            return self._foreign_drafter
         if self._config.kind == "none":
             return None
         if self._drafter_model is None:
             return lookup_drafter(self._config)
         self._thread = ThreadedDrafter(self._drafter_model.drafter)
         return self._thread
+
+
+def _load_drafter(config: DrafterConfig) -> LoadedDrafter | None:
+    return load_drafter(config) if config.kind == "language_model" else None

@@ -1,9 +1,10 @@
-"""Counter-based noise: the same (seed, choice, position, token) gives the same number on every device, in any order, in any batch.
+"""Counter-based noise: the same (seed, choice, position, token) gives the same number on every device, in any order, in any
+batch.
 
-SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) as a pure function: row key = hash of (seed, choice,
-position, purpose), word j = mix(key + (j + 1) * golden gamma). 64-bit integer tensor operations wrap alike wherever torch runs, so the bits are
-equal on every device and the floats equal up to rounding. Stateless: nothing to hand over when a session moves. Philox-4x32-10 would cost four
-times the operations per word, and on a small model its time would show.
+SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) as a pure function: row key = hash of
+(seed, choice, position, purpose), word j = mix(key + (j + 1) * golden gamma). 64-bit integer tensor operations wrap alike wherever torch
+runs, so the bits are equal on every device and the floats equal up to rounding. Stateless: nothing to hand over when a session moves.
+Philox-4x32-10 would cost four times the operations per word, and on a small model its time would show.
 
 Symbols: R rows, V vocabulary.
 """

@@ -1,6 +1,7 @@
 """The seams of the house: what the loop needs of a drafter, a target and a pool, whoever stands behind them.
 
-In one process they are the models themselves (drafting/, verifying/), in the service gRPC clients (wire/client.py), in tests fakes.
+In one process they are the models themselves (drafting/, verifying/), in the service gRPC clients (wire/client.py), in tests
+fakes.
 """
 
 from collections.abc import Sequence
@@ -53,8 +54,13 @@ class VerifierHost(Protocol):
 class DrafterLease(Protocol):
     """One session's place on one draft replica."""
 
-    replica_id: ReplicaId
-    drafter: Drafter
+    @property
+    def replica_id(self) -> ReplicaId:
+        """Which replica."""
+
+    @property
+    def drafter(self) -> Drafter:
+        """The replica's drafter; the same object for all leases of one connection."""
 
     def lost(self) -> bool:
         """True once the replica is known to be gone."""
@@ -66,9 +72,17 @@ class DrafterLease(Protocol):
 class VerifierLease(Protocol):
     """One session's place on one target replica."""
 
-    replica_id: ReplicaId
-    verifier: Verifier
-    card: ModelCard
+    @property
+    def replica_id(self) -> ReplicaId:
+        """Which replica."""
+
+    @property
+    def verifier(self) -> Verifier:
+        """The replica's verifier; the same object for all leases of one connection."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the replica runs."""
 
     def lost(self) -> bool:
         """True once the replica is known to be gone."""

@@ -1,7 +1,7 @@
 """From logits to the one token that the shared noise chooses (DESIGN section 4; Daliri, Musco, Suresh, arXiv 2408.07978).
 
-token = argmax(processed log-probs + Gumbel noise). For the target's logits this IS a sample of its distribution; for a drafter's logits it is
-the guess most likely to coincide with it. Both sides call the same functions with the same noise.
+token = argmax(processed log-probs + Gumbel noise). For the target's logits this IS a sample of its distribution; for a drafter's logits
+it is the guess most likely to coincide with it. Both sides call the same functions with the same noise.
 
 Symbols: R rows (one per position to decide), V vocabulary.
 """
@@ -72,8 +72,8 @@ class Sampler:
 def process_logits(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
     """[R, V] new tensor: logits / temperature, with tokens outside top-k, top-p and min-p at minus infinity.
 
-    Order and meaning are those of vLLM and transformers: each filter acts on what the one before it left. At least one token stays.
-    Every row needs temperature > 0.
+    Order and meaning are those of vLLM and transformers: each filter acts on what the one before it left. At least one token
+    stays. Every row needs temperature > 0.
     """
     device = logits.device
     scores = logits / _column([p.temperature for p in params], device)

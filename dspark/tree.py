@@ -94,7 +94,7 @@ class CandidateTree:
                 raise InvalidMessage(f"tree.{name} must be {kind.__name__} of shape [{count}]", f"tree.{name}")
         if count > max_nodes:
             raise InvalidMessage(f"the tree has {count} nodes, more than the {max_nodes} allowed", "tree")
-        if count and not (0 <= self.token_ids.min() and self.token_ids.max() < vocab_size):
+        if count and not (self.token_ids.min() >= 0 and self.token_ids.max() < vocab_size):
             raise InvalidMessage(f"tree.token_ids outside 0..{vocab_size - 1}", "tree.token_ids")
         if count and not bool(np.all((self.parents >= ANCHOR) & (self.parents < np.arange(count)))):
             raise InvalidMessage("tree.parents must point to an earlier node or to the anchor (-1)", "tree.parents")

@@ -21,6 +21,7 @@ from dspark.demo.card import model_card
 from dspark.demo.pretrain import Recipe, TrainingText, held_out_loss, perplexity, train
 from dspark.demo.tokenizer import (
     END_OF_TEXT,
+    SPECIAL_TOKENS,
     TURN_END,
     TURN_START,
     VOCABULARY_SIZE,
@@ -136,6 +137,7 @@ def export(out: Path, name: str, recipe: Recipe) -> None:
     loss = held_out_loss(model, text.held_out, recipe)
     folder = out / "export" / name
     save_tokenizer(Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")), folder)
+    model.generation_config.eos_token_id = [SPECIAL_TOKENS.index(END_OF_TEXT), SPECIAL_TOKENS.index(TURN_END)]
     model.to(torch.bfloat16).save_pretrained(folder)
     files = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     (folder / "README.md").write_text(model_card(name, model, recipe, files, len(text.train), perplexity(loss)))

@@ -23,15 +23,16 @@ tags: [demo, speculative-decoding]
 ---
 # DSpark demo {name}
 
-A demonstration model. It exists so that every part of DSpark can run for real on a laptop; it writes text that looks like Python and
-knows nothing. Do not use it for anything else.
+A demonstration model. It exists so that every part of DSpark can run for real on a laptop; it writes text that looks like
+Python and knows nothing. Do not use it for anything else.
 
 - Architecture: Qwen3, {recipe.model_config["num_hidden_layers"]} layers, hidden {recipe.model_config["hidden_size"]}, \
 {num_parameters / 1e6:.2f} M parameters (embeddings tied), bfloat16 safetensors
 - Tokenizer: byte-level BPE, {recipe.model_config["vocab_size"]} tokens, ChatML-like template
 - Trained on {trained / 1e6:.1f} M tokens (a stream of {num_tokens / 1e6:.1f} M, sequence length {recipe.sequence_length}, \
 batch {recipe.batch_size}, {recipe.num_steps} steps, seed {recipe.seed})
-- Held-out perplexity per token, of these bf16 weights: **{held_out_perplexity:.1f}** ({sum(f["held_out"] for f in files)} held-out files)
+- Held-out perplexity per token, of these bf16 weights: **{held_out_perplexity:.1f}** ({sum(f["held_out"] for f in files)}
+  held-out files)
 - Made by `python -m dspark.demo.build`; the files read, with their hashes, are in `manifest.jsonl` beside the models
 
 Sources read (Python's standard library and permissively licensed packages; each keeps its own licence):

@@ -57,7 +57,8 @@ def train(recipe: Recipe, text: TrainingText, folder: Path, *, save_every_s: flo
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    model = Qwen3ForCausalLM(Qwen3Config(**recipe.model_config)).to(recipe.device)
+    model: Any = Qwen3ForCausalLM(Qwen3Config(**recipe.model_config))
+    model.to(recipe.device)
     optimizers = _optimizers(model, recipe)
     step = _restore(folder, recipe, model, optimizers)
     if recipe.compile and step < recipe.num_steps:
@@ -76,7 +77,8 @@ def train(recipe: Recipe, text: TrainingText, folder: Path, *, save_every_s: flo
                 _log(folder, {"step": step, "held_out_loss": held_out_loss(model, text.held_out, recipe)})
                 _save(folder, recipe, model, optimizers, step)
                 last_save = time.monotonic()
-    return model
+    trained: nn.Module = model
+    return trained
 
 
 def held_out_loss(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> float:
@@ -96,7 +98,7 @@ def _train_step(
     draw = np.random.default_rng((recipe.seed, step))  # the batch depends on the step alone: resume sees the same data
     starts = draw.integers(0, len(tokens) - recipe.sequence_length - 1, recipe.batch_size)
     loss = _loss(model, _windows(tokens, starts, recipe), recipe)
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

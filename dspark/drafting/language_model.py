@@ -1,7 +1,8 @@
 """`language_model`: any causal LM with the target's tokenizer drafts a chain, token by token, for all waiting sessions together.
 
-It chooses as the target chooses: the same processors, the same noise (DESIGN section 4). Its keys and values are paged and keep what was right
-of the last draft, so that a round runs only the rows it never saw. Synchronous and for one thread; drafter.py puts it behind the port.
+It chooses as the target chooses: the same processors, the same noise (DESIGN section 4). Its keys and values are paged and
+keep what was right of the last draft, so that a round runs only the rows it never saw. Synchronous and for one thread;
+drafter.py puts it behind the port.
 """
 
 import time

@@ -1,4 +1,5 @@
-"""One session's access to drafts, whatever happens to the draft pool: with a lease it drafts, without one it decodes plainly and keeps asking.
+"""One session's access to drafts, whatever happens to the draft pool: with a lease it drafts, without one it decodes plainly
+and keeps asking.
 
 Speculation is never needed for a right answer: nothing in this file raises because of a drafter.
 """

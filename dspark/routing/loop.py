@@ -4,7 +4,7 @@ What one request does; sessions meet only in the lanes, where their rounds are b
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
@@ -36,7 +36,7 @@ class SpeculativeLoop:
         self._verify_lanes: dict[int, VerifyLane] = {}
         self._draft_lanes = DraftLanes(observer)
 
-    async def run(self, session: Session, *, speculate: bool) -> AsyncIterator[TokenChunk]:
+    async def run(self, session: Session, *, speculate: bool) -> AsyncGenerator[TokenChunk, None]:
         """Rounds of one session until it is finished. Closing the iterator frees its places.
 
         Raises TargetUnavailable if there is no target, or the one in use dies; whatever the target reports for this session.

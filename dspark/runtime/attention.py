@@ -1,7 +1,7 @@
 """Attention of a packed batch over the paged cache, as an attention function that transformers models can be told to use.
 
-Works for every model whose attention goes through the interface: grouped queries, sliding windows, logit soft-capping (Gemma 2) and attention
-sinks (gpt-oss). The batch and the cache come in as one keyword argument of the model call, `packed`.
+Works for every model whose attention goes through the interface: grouped queries, sliding windows, logit soft-capping (Gemma
+2) and attention sinks (gpt-oss). The batch and the cache come in as one keyword argument of the model call, `packed`.
 
 Symbols: R rows, H query heads, H_kv key/value heads, G = H / H_kv, D head size; S, r, L as in packed.py.
 """
@@ -72,11 +72,11 @@ def packed_attention(
     output: torch.Tensor | None = None
     for group in packed.batch.groups:
         attended = _attend_group(group, rows, packed, layer, rules)  # [S * r, H, D_v]
-        if group.rows is None:
+        if group.places is None:
             return attended.unsqueeze(0), None
         if output is None:
             output = attended.new_empty(rows.shape[0], *attended.shape[1:])
-        output.index_copy_(0, group.batch_rows, attended.index_select(0, group.output_rows))
+        output.index_copy_(0, group.places.batch_rows, attended.index_select(0, group.places.output_rows))
     assert output is not None, "a packed batch has at least one group"
     return output.unsqueeze(0), None
 
@@ -111,7 +111,7 @@ def _attend_group(
     segments, longest, context = group.num_segments, group.longest_segment, group.longest_context
     keys = keys.view(segments, context, *keys.shape[1:]).transpose(1, 2)  # [S, H_kv, L, D]
     values = values.view(segments, context, *values.shape[1:]).transpose(1, 2)
-    queries = rows if group.rows is None else rows.index_select(0, group.rows.flatten())
+    queries = rows if group.places is None else rows.index_select(0, group.places.gather)
     # Query heads that share a key head are laid beside its rows: [S, H_kv, G * r, D], no repeated keys.
     kv_heads = keys.shape[1]
     queries = queries.view(segments, longest, kv_heads, -1, queries.shape[-1]).permute(0, 2, 3, 1, 4)

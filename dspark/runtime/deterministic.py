@@ -1,8 +1,9 @@
 """Bitwise the same result for a row whatever else is in its batch (DESIGN section 8).
 
-A matrix product's rounding depends on how many rows share it, so every product runs on tiles of a fixed number of rows, the last one padded; and
-attention sums a row's own context in blocks of fixed size, in the order of positions, wherever the slots lie. Elementwise operations and
-reductions over one row never see the neighbours. It costs speed (docs/measurements.md), so it is a choice.
+A matrix product's rounding depends on how many rows share it, so every product runs on tiles of a fixed number of rows, the
+last one padded; and attention sums a row's own context in blocks of fixed size, in the order of positions, wherever the
+slots lie. Elementwise operations and reductions over one row never see the neighbours. It costs speed
+(docs/measurements.md), so it is a choice.
 
 Symbols: R rows, H query heads, H_kv key/value heads, G = H / H_kv, D head size, C block size, P padded context length.
 """
@@ -52,7 +53,7 @@ def _tiled(rows: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor]) 
     padding = -len(flat) % TILE_ROWS
     padded = functional.pad(flat, (0, 0, 0, padding)) if padding else flat
     with torch._C.DisableTorchFunction():  # the tiles themselves must not be tiled again
-        tiles = [product(tile.contiguous()) for tile in padded.split(TILE_ROWS)]
+        tiles = [product(tile.contiguous()) for tile in torch.split(padded, TILE_ROWS)]
     joined = torch.cat(tiles)[: len(flat)]
     return joined.reshape(*rows.shape[:-1], joined.shape[-1])
 

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -94,7 +93,7 @@ def _download(name: str, revision: str | None, show_progress: bool) -> Path:
             endpoint=os.environ.get("HF_ENDPOINT"),
             tqdm_class=None if show_progress else _SilentBars,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's own errors, and whatever its HTTP library raises in mid-transfer
         raise ModelLoadError(f"{name}: {_reason(error, revision)}", "model") from error
     commit = Path(folder).name
     if revision is None or not _COMMIT.fullmatch(revision):

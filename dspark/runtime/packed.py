@@ -1,9 +1,11 @@
 """One forward for many sessions: their rows (prompt chunks, anchors, candidates) as one flat sequence without padding.
 
-A segment is what one session brings: `num_cached` slots already filled, and rows whose keys and values go to the slots after them. A row sees
-the cached slots, and of the new rows only its ancestors and itself; in a chain or a prompt that is every row before it.
+A segment is what one session brings: `num_cached` slots already filled, and rows whose keys and values go to the slots after
+them. A row sees the cached slots, and of the new rows only its ancestors and itself; in a chain or a prompt that is every
+row before it.
 
-Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached and new), r longest n in a group.
+Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached and new), r longest
+n in a group.
 """
 
 from dataclasses import dataclass, field
@@ -30,12 +32,20 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class RowPlaces:
+    """Where a group's rows stand in the batch."""
+
+    gather: torch.Tensor  # [S * r] row of the batch, padded by repeating a segment's last row
+    output_rows: torch.Tensor  # [sum n] index into S * r of each real row, in the order of `batch_rows`
+    batch_rows: torch.Tensor  # [sum n] rows of the batch that this group fills
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionGroup:
     """Segments that attend in one call."""
 
-    rows: torch.Tensor | None  # [S, r] row of the batch, padded by repeating the last; None: all rows of the batch in order
-    output_rows: torch.Tensor | None  # [sum n] flat index into S*r of each real row, in the order of `batch_rows`
-    batch_rows: torch.Tensor | None  # [sum n] rows of the batch that this group fills
+    places: "RowPlaces | None"
+    """None: one segment that is the whole batch, nothing to gather or scatter."""
     slots: torch.Tensor | slice  # [S * L] or a slice where one segment's slots are neighbours
     num_segments: int
     longest_context: int  # L
@@ -89,13 +99,8 @@ def _group(segments: list[Segment], starts: list[int], num_rows: int, device: to
     longest_segment = max(len(s.token_ids) for s in segments)
     longest_context = max(len(s.slots) for s in segments)
     covers_batch = len(segments) == 1 and len(segments[0].token_ids) == num_rows
-    rows = [[start + min(i, len(s.token_ids) - 1) for i in range(longest_segment)] for s, start in zip(segments, starts, strict=True)]
-    flat = [index * longest_segment + i for index, s in enumerate(segments) for i in range(len(s.token_ids))]
-    filled = [start + i for s, start in zip(segments, starts, strict=True) for i in range(len(s.token_ids))]
     return AttentionGroup(
-        rows=None if covers_batch else _integers(rows, device),
-        output_rows=None if covers_batch else _integers(flat, device),
-        batch_rows=None if covers_batch else _integers(filled, device),
+        places=None if covers_batch else _row_places(segments, starts, longest_segment, device),
         slots=_group_slots(segments, longest_context, device),
         num_segments=len(segments),
         longest_context=longest_context,
@@ -104,6 +109,18 @@ def _group(segments: list[Segment], starts: list[int], num_rows: int, device: to
         key_positions=_padded([_key_positions(s) for s in segments], longest_context),
         visible=_visible(segments, longest_segment, longest_context),
     )
+
+
+def _row_places(segments: list[Segment], starts: list[int], longest: int, device: torch.device) -> RowPlaces:
+    gather: list[int] = []
+    output_rows: list[int] = []
+    batch_rows: list[int] = []
+    for index, (segment, start) in enumerate(zip(segments, starts, strict=True)):
+        count = len(segment.token_ids)
+        gather += [start + min(i, count - 1) for i in range(longest)]
+        output_rows += range(index * longest, index * longest + count)
+        batch_rows += range(start, start + count)
+    return RowPlaces(_integers(gather, device), _integers(output_rows, device), _integers(batch_rows, device))
 
 
 def _group_slots(segments: list[Segment], longest_context: int, device: torch.device) -> torch.Tensor | slice:

@@ -1,8 +1,9 @@
-"""Selective verification: which candidates of which session are worth their rows in the target's next step. Pure; no torch, no clock.
+"""Selective verification: which candidates of which session are worth their rows in the target's next step. Pure; no torch,
+no clock.
 
-The rule here: every session gets its anchor row; the rows that are left go to the candidates of the highest estimated survival, over all
-sessions together (method: the paper's section on confidence-scheduled verification). A parent's survival is at least its child's and ties go
-to the shallower node, so ancestors are always kept with their descendants.
+The rule here: every session gets its anchor row; the rows that are left go to the candidates of the highest estimated
+survival, over all sessions together (method: the paper's section on confidence-scheduled verification). A parent's survival
+is at least its child's and ties go to the shallower node, so ancestors are always kept with their descendants.
 """
 
 from collections.abc import Mapping

@@ -24,9 +24,9 @@ class Work:
 def share_rows(waiting: Sequence[Work], max_rows: int) -> dict[SessionId, int]:
     """Rows per session, at most `max_rows` together; `waiting` is in order of arrival.
 
-    Decoding sessions come first, whole: a long prompt must not hold up those who stream. What is left goes to prompts, the oldest first, in
-    chunks; a chunk stops before the anchor unless the whole round fits. A session of no rows waits for the next step. The first decoding
-    session always gets its rows, so that a tree larger than `max_rows` cannot wait for ever.
+    Decoding sessions come first, whole: a long prompt must not hold up those who stream. What is left goes to prompts, the
+    oldest first, in chunks; a chunk stops before the anchor unless the whole round fits. A session of no rows waits for the
+    next step. The first decoding session always gets its rows, so that a tree larger than `max_rows` cannot wait for ever.
     """
     shares: dict[SessionId, int] = {}
     left = max_rows

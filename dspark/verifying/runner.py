@@ -1,7 +1,7 @@
 """VerifierRunner: one BatchVerifier on a thread of its own, shared by any number of routers.
 
-The event loop only queues commands and hands out reports, so heartbeats and new requests are served while a forward runs. Rounds of several
-routers that wait at the same moment share one forward.
+The event loop only queues commands and hands out reports, so heartbeats and new requests are served while a forward runs.
+Rounds of several routers that wait at the same moment share one forward.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""The target's side of a round: prefill, one packed forward over candidates of many sessions, the acceptance walk, and the KV cache after it.
+"""The target's side of a round: prefill, one packed forward over candidates of many sessions, the acceptance walk, and the
+KV cache after it.
 
 Synchronous and for one thread; runner.py puts it behind the port. It knows nothing of routers, gRPC or drafters.
 """

@@ -1,0 +1,116 @@
+"""Router replica: the ingress (HTTP and gRPC on one class) in front of an Engine whose drafters and targets are leased replicas."""
+
+import asyncio
+import logging
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.grpc_api import GenerationRpc
+from deployments.http_api import build_http_app
+from deployments.pools import DraftPool, TargetPool
+from deployments.telemetry import RouterMetrics
+from dspark.config import ServeArgs
+from dspark.drafting.build import lookup_drafter
+from dspark.engine import Engine
+from dspark.errors import TargetUnavailable
+from dspark.ports import DrafterPool, Pools
+from dspark.routing.placement import LocalDrafterPool
+from dspark.runtime.loading import load_tokenizer, resolve_folder
+from dspark.serving.text_codec import TextCodec
+from dspark.types import ModelCard, RouterId, SessionId
+from dspark.verifying.target_model import target_card
+
+logger = logging.getLogger(__name__)
+
+
+class ClusterBackend:
+    """Implements engine.Backend on Serve deployments."""
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        card: ModelCard,
+        router_id: RouterId,
+        target: DeploymentHandle[Any],
+        draft: DeploymentHandle[Any] | None,
+    ) -> None:
+        self._args = args
+        self._card = card
+        self._targets = TargetPool(target, router_id, card, args)
+        self._drafts = DraftPool(draft, router_id, card, args) if draft is not None else None
+
+    @property
+    def card(self) -> ModelCard:
+        """The model served, as this router's own look at its folder tells; replicas that differ are refused."""
+        return self._card
+
+    async def start(self) -> Pools:
+        """See engine.Backend. Connections are made when the first lease needs them."""
+        return Pools(self._targets, self._drafters())
+
+    async def stop(self) -> None:
+        """See engine.Backend."""
+        await self._targets.close()
+        if self._drafts is not None:
+            await self._drafts.close()
+
+    async def ready(self) -> bool:
+        """See engine.Backend: true if a target gives a place now."""
+        try:
+            lease = await self._targets.acquire(SessionId("ready"))
+        except TargetUnavailable:
+            return False
+        await lease.release()
+        return True
+
+    def _drafters(self) -> DrafterPool | None:
+        if self._args.drafter.kind == "lookup":
+            return LocalDrafterPool(lookup_drafter(self._args.drafter))  # needs no model, so no replica and no way there
+        return self._drafts
+
+
+class Router(GenerationRpc):
+    """Owner of the sessions that came in through it."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: ServeArgs, target: DeploymentHandle[Any], draft: DeploymentHandle[Any] | None
+    ) -> None:
+        self._args = args
+        self.limits = args.limits
+        context = serve.get_replica_context()
+        self._deployment, self._app_name = context.deployment, context.app_name
+        codec, card = await asyncio.to_thread(_read_model, args)
+        backend = ClusterBackend(args, card, RouterId(context.replica_tag), target, draft)
+        self._engine = self.service = Engine(backend, codec, args, RouterMetrics(card.name))
+        await self._engine.start()
+        await self._meet_a_target(backend)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return build_http_app(lambda: self.service, self.limits)
+
+    async def abort_anywhere(self, request_id: str) -> bool:
+        """The request may have come in through another router."""
+        if self.service.abort(request_id):
+            return True
+        if self._args.router_deployment.autoscaling.max_replicas == 1:
+            return False
+        routers = serve.get_deployment_handle(self._deployment, self._app_name)
+        answers = await routers.broadcast("abort_here", request_id).results_async(return_exceptions=True)
+        return any(answer is True for answer in answers)
+
+    async def abort_here(self, request_id: str) -> bool:
+        """Called by another router."""
+        return self.service.abort(request_id)
+
+    async def _meet_a_target(self, backend: ClusterBackend) -> None:
+        """The application is ready when its first request can be served, so wait for a target, however long it loads."""
+        while not await backend.ready():
+            logger.warning("no target yet")
+
+
+def _read_model(args: ServeArgs) -> tuple[TextCodec, ModelCard]:
+    return TextCodec(load_tokenizer(resolve_folder(args.target))), target_card(args.target)

@@ -1,0 +1,92 @@
+"""`dspark bench ...`: every number of docs/measurements.md comes from one of these commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dspark.config import DrafterConfig, EngineConfig, TargetConfig
+
+app = typer.Typer(no_args_is_help=True, help="Measure acceptance, speed and losslessness.")
+console = Console(highlight=False, soft_wrap=True)
+
+KINDS = ["none", "lookup", "language_model"]
+PromptsOption = Annotated[Path | None, typer.Option(help="JSONL of prompts; default: the shipped held-out ones.")]
+CountOption = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
+TokensOption = Annotated[int, typer.Option(min=1, help="Tokens per prompt.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Torch threads of this process.")]
+DepthOption = Annotated[int, typer.Option(min=1, help="Draft positions per round.")]
+UrlOption = Annotated[str, typer.Option(help="A running service.")]
+
+
+def _config(threads: int, depth: int, *, deterministic: bool = False) -> EngineConfig:
+    return EngineConfig(
+        target=TargetConfig(num_threads=threads, deterministic=deterministic),
+        drafter=DrafterConfig(max_depth=depth, max_nodes=depth),
+    )
+
+
+@app.command()
+def accept(
+    prompts: PromptsOption = None,
+    count: CountOption = 64,
+    max_tokens: TokensOption = 128,
+    depth: DepthOption = 7,
+    threads: ThreadsOption = 1,
+) -> None:
+    """tau of each drafter at temperature 0, 0.7 and 1, by real decoding."""
+    from dspark.bench.reports import accept_table
+
+    console.print(accept_table(_config(threads, depth), prompts, count, max_tokens), markup=False)
+
+
+@app.command()
+def speed(
+    prompts: PromptsOption = None,
+    count: CountOption = 16,
+    max_tokens: TokensOption = 96,
+    depth: DepthOption = 4,
+    threads: ThreadsOption = 1,
+    clients: Annotated[int, typer.Option(min=1, help="Prompts in flight together.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    transformers: Annotated[bool, typer.Option(help="Also time transformers' generate and assisted generation.")] = True,
+    deterministic: Annotated[bool, typer.Option(help="Also time deterministic mode.")] = False,
+) -> None:
+    """Tokens per second in one process, interleaved, as ratios to plain decoding in the same stack."""
+    from dspark.bench.reports import SpeedPlan, speed_table
+
+    plan = SpeedPlan(prompts, count, max_tokens, clients, temperature, transformers, deterministic)
+    console.print(speed_table(_config(threads, depth), plan), markup=False)
+
+
+@app.command()
+def lossless(
+    prompts: PromptsOption = None,
+    count: CountOption = 64,
+    max_tokens: TokensOption = 128,
+    depth: DepthOption = 4,
+    threads: ThreadsOption = 1,
+    url: Annotated[str | None, typer.Option(help="Also compare a running service, 8 clients at once.")] = None,
+) -> None:
+    """Greedy against transformers' generate; sampled across drafters and batch sizes; deterministic mode exactly. Exit code 1 if wrong."""
+    from dspark.bench.reports import lossless_report
+
+    report, wrong = lossless_report(_config(threads, depth), prompts, count, max_tokens, url)
+    console.print(report, markup=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def serve(
+    url: UrlOption = "http://127.0.0.1:8000",
+    prompts: PromptsOption = None,
+    count: CountOption = 32,
+    max_tokens: TokensOption = 96,
+    clients: Annotated[int, typer.Option(min=1, help="Requests in flight together.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+) -> None:
+    """Tokens per second of a running service over HTTP, speculation on and off in turn."""
+    from dspark.bench.http import serve_table
+
+    console.print(serve_table(url, prompts, count, max_tokens, clients, temperature), markup=False)

@@ -1,0 +1,180 @@
+"""The tables of `dspark bench`, as Markdown: which systems, which workload, which numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dspark.bench.http import complete_all
+from dspark.bench.lossless import Comparison, GapMeter, compare
+from dspark.bench.prompts import load_prompts
+from dspark.bench.speed import forward_rate, interleave, ratios
+from dspark.bench.systems import EngineSystem, System, TransformersSystem, Workload, engine_systems
+from dspark.config import EngineConfig
+from dspark.engine import Completion, Engine
+from dspark.fakes import LyingDrafter
+from dspark.local import LocalBackend
+from dspark.runtime.loading import load_tokenizer, resolve_folder
+from dspark.runtime.model import PackedModel
+from dspark.serving.text_codec import TextCodec
+from dspark.types import SamplingParams
+
+KINDS = ["none", "lookup", "language_model"]
+BATCH = 8
+SEED = 20261123
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedPlan:
+    """What `dspark bench speed` was asked for."""
+
+    prompts: Path | None
+    count: int
+    max_tokens: int
+    clients: int
+    temperature: float
+    transformers: bool
+    deterministic: bool
+
+
+def accept_table(config: EngineConfig, path: Path | None, count: int, max_tokens: int) -> str:
+    """tau and accepted share per drafter and temperature."""
+    systems = engine_systems(config, ["lookup", "language_model"])
+    prompts = [systems["lookup"].engine.encode(text) for text in load_prompts(path, count)]
+    rows = ["| drafter | temperature | tau | accepted of drafted | drafted per round |", "|---|---|---|---|---|"]
+    for temperature in (0.0, 0.7, 1.0):
+        for system in systems.values():
+            usages = [a.usage for a in _in_batches(system, prompts, Workload(max_tokens, temperature, SEED))]
+            rounds, tokens = sum(u.rounds for u in usages), sum(u.completion_tokens for u in usages)
+            drafted, accepted = sum(u.drafted_tokens for u in usages), sum(u.accepted_tokens for u in usages)
+            rows.append(
+                f"| {system.name} | {temperature:g} | {tokens / rounds:.2f} | {accepted / max(1, drafted):.2f} | {drafted / rounds:.2f} |"
+            )
+    _close(systems)
+    return "\n".join(rows)
+
+
+def speed_table(config: EngineConfig, plan: SpeedPlan) -> str:
+    """Rates, ratios to plain decoding in the same stack, tau, and efficiency against the bare forward."""
+    engines = engine_systems(config, KINDS)
+    model = _target_model(engines["none"])
+    systems: list[System] = list(engines.values())
+    if plan.deterministic:
+        exact = config.model_copy(update={"target": config.target.model_copy(update={"deterministic": True})})
+        systems += [_renamed(system, "deterministic") for system in engine_systems(exact, ["none"]).values()]
+    if plan.transformers:
+        systems += [TransformersSystem("transformers generate", config)]
+        if plan.clients == 1:
+            systems += [TransformersSystem("transformers assisted", config, assisted=True)]
+            systems += [TransformersSystem("transformers prompt lookup", config, prompt_lookup=config.drafter.max_depth)]
+    prompts = [engines["none"].engine.encode(text) for text in load_prompts(plan.prompts, plan.count)]
+    timings = interleave(systems, prompts, plan.clients, Workload(plan.max_tokens, plan.temperature, SEED))
+    relative = ratios(timings, "none")
+    context = sum(map(len, prompts)) // len(prompts) + plan.max_tokens // 2
+    rows = [
+        f"{plan.count} prompts x {plan.max_tokens} tokens, {plan.clients} at a time, temperature {plan.temperature:g}, "
+        f"{torch.get_num_threads()} thread(s), depth {config.drafter.max_depth}",
+        "",
+        "| system | tokens/s (median) | against plain | tau | efficiency |",
+        "|---|---|---|---|---|",
+    ]
+    for name, timing in timings.items():
+        efficiency = ""
+        if name in engines:
+            drafted = config.drafter.max_depth if name == "language_model" else 0
+            bare = forward_rate(model, plan.clients, 1 + drafted, context)
+            efficiency = f"{timing.median / (timing.tau * plan.clients * bare):.2f}" if name != "lookup" else ""
+        tau = f"{timing.tau:.2f}" if timing.tau else ""
+        label = "plain (same stack)" if name == "none" else name
+        rows.append(f"| {label} | {timing.median:.0f} | {relative[name]:.2f} | {tau} | {efficiency} |")
+    _close(engines)
+    return "\n".join(rows)
+
+
+def lossless_report(config: EngineConfig, path: Path | None, count: int, max_tokens: int, url: str | None) -> tuple[str, bool]:
+    """Lines of the report, and whether anything is wrong."""
+    systems = engine_systems(config, KINDS)
+    systems["lying"] = _lying_system(systems["none"], config)
+    prompts = [systems["none"].engine.encode(text) for text in load_prompts(path, count)]
+    meter = GapMeter(_target_model(systems["none"]))
+    outcomes: list[tuple[str, Comparison]] = []
+    greedy, sampled = Workload(max_tokens, 0.0, SEED, ignore_eos=True), Workload(max_tokens, 0.8, SEED, ignore_eos=True)
+    reference = TransformersSystem("generate", config).run(prompts, greedy)
+    outcomes += _compare_all("greedy against generate", systems, prompts, greedy, reference, meter, url)
+    plain = [list(a.token_ids) for a in _in_batches(systems["none"], prompts, sampled, batch=1)]
+    outcomes += _compare_all("temperature 0.8 against plain", systems, prompts, sampled, plain, meter, url)
+    _close(systems)
+    outcomes += _deterministic_outcomes(config, prompts, greedy, sampled)
+    lines = [f"{count} prompts x {max_tokens} tokens, seed {SEED}", ""]
+    lines += [f"- {name}: {outcome.line()}" for name, outcome in outcomes]
+    lines += [f"  - {name}: {wrong}" for name, outcome in outcomes for wrong in outcome.wrong]
+    return "\n".join(lines), any(outcome.wrong for _, outcome in outcomes)
+
+
+def _compare_all(
+    title: str,
+    systems: dict[str, EngineSystem],
+    prompts: list[list[int]],
+    workload: Workload,
+    reference: list[list[int]],
+    meter: GapMeter | None,
+    url: str | None = None,
+) -> list[tuple[str, Comparison]]:
+    sampling = SamplingParams(temperature=workload.temperature, seed=workload.seed)
+    outcomes = []
+    for batch in (1, BATCH):
+        for name, system in systems.items():
+            answers = [list(a.token_ids) for a in _in_batches(system, prompts, workload, batch)]
+            outcomes.append((f"{title}, drafter {name}, batch {batch}", compare(prompts, reference, answers, sampling, meter)))
+    for speculate in (True, False) if url is not None else ():
+        served = complete_all(url or "", prompts, workload, clients=BATCH, speculate=speculate)
+        label = f"{title}, over HTTP, {BATCH} clients, speculation {'on' if speculate else 'off'}"
+        outcomes.append((label, compare(prompts, reference, [list(a.token_ids) for a in served], sampling, meter)))
+    return outcomes
+
+
+def _deterministic_outcomes(
+    config: EngineConfig, prompts: list[list[int]], greedy: Workload, sampled: Workload
+) -> list[tuple[str, Comparison]]:
+    """Exact equality, no near-ties allowed; a quarter of the prompts, because this mode is slow."""
+    exact = config.model_copy(update={"target": config.target.model_copy(update={"deterministic": True})})
+    systems = engine_systems(exact, KINDS)
+    systems["lying"] = _lying_system(systems["none"], exact)
+    chosen = prompts[: max(BATCH, len(prompts) // 4)]
+    outcomes = []
+    for title, workload in (("deterministic greedy", greedy), ("deterministic at 0.8", sampled)):
+        plain = [list(a.token_ids) for a in _in_batches(systems["none"], chosen, workload, batch=1)]
+        outcomes += _compare_all(f"{title} against plain", systems, chosen, workload, plain, None)
+    _close(systems)
+    return outcomes
+
+
+def _lying_system(plain: EngineSystem, config: EngineConfig) -> EngineSystem:
+    """The same target with a drafter that makes things up."""
+    backend = plain.engine.backend
+    assert isinstance(backend, LocalBackend)
+    drafter = config.drafter.model_copy(update={"kind": "lookup"})
+    lying = backend.with_drafter(drafter, LyingDrafter(vocab_size=plain.engine.card.vocab_size, seed=SEED))
+    codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
+    return EngineSystem("lying", Engine(lying, codec, config.model_copy(update={"drafter": drafter})))
+
+
+def _target_model(system: EngineSystem) -> PackedModel:
+    backend = system.engine.backend
+    assert isinstance(backend, LocalBackend)
+    return backend.target.packed_model
+
+
+def _renamed(system: EngineSystem, name: str) -> EngineSystem:
+    system.name = name
+    return system
+
+
+def _in_batches(system: EngineSystem, prompts: list[list[int]], workload: Workload, batch: int = BATCH) -> list[Completion]:
+    return [answer for i in range(0, len(prompts), batch) for answer in system.run(prompts[i : i + batch], workload)]
+
+
+def _close(systems: dict[str, EngineSystem]) -> None:
+    for system in systems.values():
+        system.close()
+

@@ -1,0 +1,66 @@
+"""A gate before the engine: so many sessions at once, so many waiting, the rest are told to come back later.
+
+Knows nothing of requests or replicas. One event loop; first come, first served.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from dspark.errors import Overloaded
+
+
+class Admission:
+    """`async with admission.place():` holds one of `max_sessions` places."""
+
+    def __init__(self, max_sessions: int, max_queued: int) -> None:
+        self._max_sessions = max_sessions
+        self._max_queued = max_queued
+        self._running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def running(self) -> int:
+        """Places taken."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Callers in the queue."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place and hold it. Raises Overloaded at once if the queue is full. Safe to cancel at any time."""
+        await self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self) -> None:
+        if self._running < self._max_sessions:
+            self._running += 1
+            return
+        if len(self._waiting) >= self._max_queued:
+            raise Overloaded(f"{self._running} requests are running and {self._max_queued} are waiting; try again later")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove(turn)
+            else:  # the place was handed over in the same moment: pass it on
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        # A place goes straight to the first in the queue, so nobody who comes now can overtake.
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._running -= 1

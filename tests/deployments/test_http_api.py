@@ -1,0 +1,377 @@
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.http_api import build_http_app
+from dspark.config import LimitsConfig
+from dspark.errors import DeadlineExceeded, Overloaded, RequestAborted, TargetUnavailable
+from tests.serving.echo_service import EchoService
+
+LIMITS = LimitsConfig(max_body_bytes=200_000, max_choices=4, client_stall_timeout_s=5.0)
+COMPLETION = {"model": "echo/tiny", "prompt": "The quick brown fox jumps. ", "max_tokens": 20, "seed": 5}
+CHAT = {"model": "echo/tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 20}
+PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+
+
+@pytest.fixture
+def service() -> EchoService:
+    return EchoService()
+
+
+@pytest.fixture
+async def client(service: EchoService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_http_app(lambda: service, LIMITS))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """The decoded events of a stream; [DONE] stays a string."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("\n\n")
+    lines = response.text.removesuffix("\n\n").split("\n\n")
+    data = [line.removeprefix("data: ") for line in lines]
+    return [text if text == "[DONE]" else json.loads(text) for text in data]
+
+
+def assert_error(response: httpx.Response, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    assert "/site-packages" not in response.text
+    assert code is None or error["code"] == code
+    assert param is None or error["param"] == param
+    return error
+
+
+async def test_a_completion_has_openais_shape_and_counts_what_speculation_did(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v1/completions", json=COMPLETION)).json()
+    assert body["object"] == "text_completion"
+    assert body["model"] == "echo/tiny"
+    assert body["system_fingerprint"] == "0123456789ab"
+    (choice,) = body["choices"]
+    assert choice["text"].startswith("The quick")
+    assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "length", None)
+    usage = body["usage"]
+    assert usage["completion_tokens"] == 20
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 20
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 14, "rejected_prediction_tokens": 7}
+    assert body["dspark"] == {"seed": 5, "rounds": 7, "drafted_tokens": 28, "selected_tokens": 21, "accepted_tokens": 14}
+
+
+async def test_a_chat_answers_as_the_assistant(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v1/chat/completions", json=CHAT)).json()
+    assert body["object"] == "chat.completion"
+    assert body["id"].startswith("chatcmpl-")
+    message = body["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert message["content"].startswith("user: one two")
+
+
+@pytest.mark.parametrize("extra", [{}, {"stop": ["fox"]}, {"n": 3}, {"return_token_ids": True}])
+async def test_a_stream_says_the_same_as_the_whole_answer(client: httpx.AsyncClient, extra: dict[str, Any]) -> None:
+    whole = (await client.post("/v1/completions", json=COMPLETION | extra)).json()
+    *events, done = events_of(await client.post("/v1/completions", json=COMPLETION | extra | {"stream": True}))
+    assert done == "[DONE]"
+    for choice in whole["choices"]:
+        pieces = [c for event in events for c in event["choices"] if c["index"] == choice["index"]]
+        assert "".join(piece["text"] for piece in pieces) == choice["text"]
+        assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [choice["finish_reason"]]
+        if "return_token_ids" in extra:
+            assert [token_id for piece in pieces for token_id in piece["token_ids"]] == choice["token_ids"]
+            assert pieces[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+            assert not any("prompt_token_ids" in piece for piece in pieces[1:])
+    assert events[-1]["dspark"] == whole["dspark"]
+    assert not any("dspark" in event for event in events[:-1])
+
+
+async def test_a_chat_stream_tells_the_role_first_and_the_usage_last(client: httpx.AsyncClient) -> None:
+    request = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+    *events, usage, done = events_of(await client.post("/v1/chat/completions", json=request))
+    assert done == "[DONE]"
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert all("role" not in event["choices"][0]["delta"] for event in events[1:])
+    assert all(event["object"] == "chat.completion.chunk" and event["usage"] is None for event in events)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 20
+    assert usage["dspark"]["rounds"] == 7
+
+
+async def test_continuous_usage_grows_with_every_chunk(client: httpx.AsyncClient) -> None:
+    options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    *events, _ = events_of(await client.post("/v1/completions", json=COMPLETION | options))
+    assert [event["usage"]["completion_tokens"] for event in events] == [3, 6, 9, 12, 15, 18, 20]
+
+
+async def test_several_prompts_with_several_choices_come_prompt_by_prompt(client: httpx.AsyncClient) -> None:
+    request = COMPLETION | {"prompt": ["abcdef", "uvwxyz"], "n": 2, "max_tokens": 6, "return_token_ids": True}
+    body = (await client.post("/v1/completions", json=request)).json()
+    assert [choice["text"] for choice in body["choices"]] == ["abcdef", "bcdefa", "uvwxyz", "vwxyzu"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    # Each prompt is counted once, however many choices continue it.
+    assert body["usage"]["prompt_tokens"] == sum(len(body["choices"][at]["prompt_token_ids"]) for at in (0, 2))
+    assert body["usage"]["completion_tokens"] == 24
+
+
+async def test_a_stop_string_ends_the_text_and_the_count(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v1/completions", json=COMPLETION | {"stop": "brown", "return_token_ids": True})).json()
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("The quick ", "stop")
+    assert body["usage"]["completion_tokens"] == len(choice["token_ids"]) < 20
+
+
+async def test_switching_speculation_off_reaches_the_service(client: httpx.AsyncClient, service: EchoService) -> None:
+    request = COMPLETION | {"speculation": {"enabled": False}}
+    body = (await client.post("/v1/completions", json=request)).json()
+    assert service.requests[0].speculation_enabled is False
+    assert body["dspark"]["drafted_tokens"] == 0
+
+
+async def test_models_are_listed_and_found_by_a_name_with_a_slash(client: httpx.AsyncClient) -> None:
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    assert (model["id"], model["max_model_len"]) == ("echo/tiny", 256)
+    assert (await client.get("/v1/models/echo/tiny")).json() == model
+    assert_error(await client.get("/v1/models/other"), 404, "model_not_found", "model")
+
+
+async def test_health_is_about_the_process_and_ready_about_the_targets(client: httpx.AsyncClient, service: EchoService) -> None:
+    assert (await client.get("/ready")).status_code == 200
+    service.is_ready = False
+    refused = await client.get("/ready")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/version")).json()["version"]
+
+
+BAD_BODIES = [
+    b"",
+    b"[]",
+    b"{",
+    b'{"n":1,"n":2}',
+    b'{"a": NaN}',
+    b"\xff\xfe{}",
+    b"\xef\xbb\xbf{}",
+    b'{"p": "\\ud800"}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("body", BAD_BODIES)
+async def test_a_body_that_is_no_clear_json_object_gets_400(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    response = await client.post(path, content=body, headers={"content-type": "application/json"})
+    assert_error(response, 400)
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "nope"}, 404, "model"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 5}, 400, "n"),
+        ({"seed": 2**70}, 400, "seed"),
+        ({"max_tokens": 2**63}, 400, "max_tokens"),
+        ({"max_tokens": 255}, 400, "max_tokens"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"logprobs": 2}, 400, "logprobs"),
+        ({"tempratur": 1}, 400, "tempratur"),
+    ],
+)
+async def test_a_wrong_field_is_named(client: httpx.AsyncClient, change: dict[str, Any], status: int, param: str) -> None:
+    for path, body in PATHS.items():
+        assert_error(await client.post(path, json=body | change), status, param=param)
+
+
+@pytest.mark.parametrize("prompt", [[-1], [320], [2**63], [1.5], [True], [], [[]], [1, "a"], "", None])
+async def test_a_wrong_prompt_is_named(client: httpx.AsyncClient, prompt: Any) -> None:
+    assert_error(await client.post("/v1/completions", json=COMPLETION | {"prompt": prompt}), 400, param="prompt")
+
+
+async def test_a_body_over_the_limit_gets_413_whether_or_not_it_says_its_size(client: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 50_000
+            yield b" " * 50_000
+
+    headers = {"content-type": "application/json"}
+    assert_error(await client.post("/v1/completions", content=b" " * 200_001, headers=headers), 413, "request_too_large")
+    assert_error(await client.post("/v1/completions", content=endless(), headers=headers), 413)
+    assert sent <= 300_000
+
+
+async def test_a_body_that_does_not_come_gets_408(service: EchoService) -> None:
+    app = build_http_app(lambda: service, LimitsConfig(client_stall_timeout_s=0.05))
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(5)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.post("/v1/completions", content=silent(), headers={"content-type": "application/json"})
+    assert_error(response, 408)
+
+
+async def test_only_plain_json_is_read(client: httpx.AsyncClient) -> None:
+    content = json.dumps(COMPLETION).encode()
+    for headers in (
+        {"content-type": "text/plain"},
+        {},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ):
+        assert_error(await client.post("/v1/completions", content=content, headers=headers), 415)
+    headers = {"content-type": "application/json; charset=utf-8", "content-encoding": "identity"}
+    assert (await client.post("/v1/completions", content=content, headers=headers)).status_code == 200
+
+
+async def test_a_large_body_is_served_like_a_small_one(client: httpx.AsyncClient) -> None:
+    padded = json.dumps(COMPLETION).encode() + b" " * 100_000
+    response = await client.post("/v1/completions", content=padded, headers={"content-type": "application/json"})
+    assert response.json()["choices"][0]["text"].startswith("The quick")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nope", 404),
+        ("GET", "/docs", 404),
+        ("GET", "/v1/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("DELETE", "/", 405),
+        ("GET", "/playground/../../../pyproject.toml", 404),
+        ("GET", "/playground/%2e%2e%2f%2e%2e%2ftext.py", 404),
+        ("GET", "/playground/text.py", 404),
+    ],
+)
+async def test_unknown_routes_and_methods_get_the_same_error_object(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await client.request(method, path)
+    assert_error(response, status)
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "retry_after"),
+    [
+        (Overloaded("full"), 429, "1"),
+        (TargetUnavailable("10.0.0.7:5555"), 503, "1"),
+        (DeadlineExceeded("late"), 504, None),
+        (RequestAborted("aborted"), 499, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_before_the_first_chunk_has_its_own_status(
+    client: httpx.AsyncClient, service: EchoService, failure: Exception, status: int, retry_after: str | None, stream: bool
+) -> None:
+    service.pause_after, service.failure = 0, failure
+    response = await client.post("/v1/completions", json=COMPLETION | {"stream": stream})
+    error = assert_error(response, status)
+    assert "10.0.0.7" not in error["message"]
+    assert response.headers.get("retry-after") == retry_after
+    assert response.headers.get("x-should-retry") == (None if retry_after else "false")
+    assert service.open_streams == 0
+
+
+async def test_an_error_in_the_stream_is_its_last_event_and_there_is_no_done(
+    client: httpx.AsyncClient, service: EchoService
+) -> None:
+    service.pause_after, service.failure = 2, TargetUnavailable("10.0.0.7:5555")
+    response = await client.post("/v1/completions", json=COMPLETION | {"stream": True, "n": 2})
+    events = events_of(response)
+    assert response.status_code == 200
+    assert events[-1]["error"]["code"] == "no_target"
+    assert all("choices" in event for event in events[:-1])
+    assert "[DONE]" not in response.text
+    assert "10.0.0.7" not in response.text
+    assert service.open_streams == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bug_gets_500_with_the_request_id_and_the_log_gets_the_rest(
+    client: httpx.AsyncClient, service: EchoService, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    service.pause_after, service.failure = 0, ZeroDivisionError("secret detail")
+    with caplog.at_level(logging.ERROR):
+        response = await client.post("/v1/completions", json=COMPLETION | {"stream": stream}, headers={"x-request-id": "bug-1"})
+    error = assert_error(response, 500, "internal_error")
+    assert error["message"] == "internal error; request id bug-1"
+    assert "secret detail" in caplog.text
+    assert "bug-1" in caplog.text
+
+
+async def test_the_clients_request_id_is_used_if_it_is_harmless(client: httpx.AsyncClient, service: EchoService) -> None:
+    response = await client.post("/v1/completions", json=COMPLETION, headers={"x-request-id": "my-id_1"})
+    assert response.headers["x-request-id"] == service.requests[0].request_id == "my-id_1"
+    assert response.json()["id"] == "cmpl-my-id_1"
+    for bad in ("<script>", "x" * 65, "a b"):
+        replaced = (await client.get("/health", headers={"x-request-id": bad})).headers["x-request-id"]
+        assert re.fullmatch("[0-9a-f]{32}", replaced)
+
+
+async def test_a_timeout_header_reaches_the_service(client: httpx.AsyncClient, service: EchoService) -> None:
+    await client.post("/v1/completions", json=COMPLETION, headers={"x-request-timeout-seconds": "2.5"})
+    assert service.requests[0].timeout_s == 2.5
+    for bad in ("soon", "-1", "nan"):
+        response = await client.post("/v1/completions", json=COMPLETION, headers={"x-request-timeout-seconds": bad})
+        assert_error(response, 400)
+
+
+async def test_the_page_loads_nothing_from_elsewhere_and_runs_no_inline_code(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    for part in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"):
+        assert part in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sorted(linked) == ["playground/playground.css", "playground/playground.js"]
+    assert not re.search(r"<style|<script>|\son\w+=|\sstyle=", page.text)
+    for path, media_type in zip(linked, ("text/css", "text/javascript"), strict=True):
+        assert (await client.get(f"/{path}")).headers["content-type"].startswith(media_type)
+    script = (await client.get("/playground/playground.js")).text
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function", script)
+
+
+async def test_the_schema_describes_the_bodies_and_every_reference_leads_somewhere(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+    known = schema["components"]["schemas"]
+    assert {"prompt", "speculation", "top_k"} <= known["CompletionRequest"]["properties"].keys()
+    references = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema))
+    assert set(references) <= known.keys()
+    assert "ChatCompletionRequest" in references
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is watched has no event
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("pause_after", [0, 2])
+async def test_cancelling_the_request_closes_every_stream(
+    client: httpx.AsyncClient, service: EchoService, stream: bool, pause_after: int
+) -> None:
+    service.pause_after = pause_after
+    request = asyncio.create_task(client.post("/v1/completions", json=COMPLETION | {"stream": stream, "n": 2}))
+    await until(lambda: service.open_streams == 2)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert service.open_streams == 0

@@ -1,1 +1,1 @@
-"""Ray Serve around the core library: who runs where, how pools are found, and what the outside sees. Nothing here decides a token."""
+"""Ray Serve around the core library: who runs where, how pools are found, what the outside sees. No token is decided here."""

@@ -1,6 +1,6 @@
-"""The one builder of the Ray Serve application: `import_path: deployments.app:build`, or `app` for the shipped pair with all defaults.
+"""The one builder of the Ray Serve application: `deployments.app:build`, and `app`, the same with the shipped pair and all defaults.
 
-Router (ingress), Target and, where the drafter runs a model, Draft. The classes are plain; what Serve needs to know of them stands here.
+Router (ingress), Target and, where the drafter runs a model, Draft. The classes are plain; what Serve needs to know stands here.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ WAIT_LOOP_S = 0.5
 
 
 def build(args: ServeArgs | dict[str, Any]) -> Application:
-    """The application for these arguments. Raises ConfigError naming each wrong key: Serve itself would accept most of them silently.
+    """The application for these arguments. Raises ConfigError naming each wrong key.
 
-    The annotation is a union on purpose: for a bare pydantic model Serve would validate first, with its own long error.
+    The annotation is a union on purpose: for a bare pydantic model Serve would validate first, with an error of a page.
     """
     args = read_args(args)
     target = _deployment(Target, TARGET, args.target_deployment, args.target).bind(args.target, args.lease_silence_timeout_s)

@@ -1,6 +1,6 @@
 """serve_config.yaml, checked as a whole before Ray sees it: Serve's part, the application's `args`, and how they fit together.
 
-`serve run` and `serve deploy` accept most mistakes silently or report them late; `dspark serve` and `dspark validate` use this first.
+`serve run` and `serve deploy` take most mistakes silently or report them late; `dspark serve` and `dspark validate` use this first.
 """
 
 import importlib
@@ -26,7 +26,7 @@ applications:
     route_prefix: /
     import_path: {BUILDER}
 """
-"""What `dspark serve` runs where there is no file: the shipped pair on this machine, reachable from this machine only over HTTP."""
+"""What `dspark serve` runs where there is no file: the shipped pair, its HTTP for this machine only."""
 
 
 @dataclass(frozen=True, slots=True)

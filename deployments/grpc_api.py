@@ -1,7 +1,7 @@
 """The public gRPC service as a mixin of the Router: protobuf in, the one validator, the one service, protobuf out.
 
-Ray Serve calls the methods by their rpc names. It hands over neither the client's deadline nor a way to abort with a status, hence the
-metadata key below, and `set_code` followed by an exception that says nothing: Serve would send its text to the client.
+Ray Serve calls the methods by their rpc names. It hands over neither the client's deadline, hence the metadata key below, nor a way
+to abort with a status, hence `set_code` and then an exception that says nothing: Serve would send its text to the client.
 """
 
 import logging
@@ -81,9 +81,7 @@ class GenerationRpc:
     async def ListModels(self, request: pb.ListModelsRequest, grpc_context: RpcContext) -> pb.ListModelsResponse:  # noqa: N802
         """The one model of this service."""
         card = self.service.card
-        return pb.ListModelsResponse(
-            models=[pb.Model(name=card.name, max_length=card.max_length, vocab_size=card.vocab_size)]
-        )
+        return pb.ListModelsResponse(models=[pb.Model(name=card.name, max_length=card.max_length, vocab_size=card.vocab_size)])
 
     async def abort_anywhere(self, request_id: str) -> bool:
         """Where the request may run on another router, the mixing class looks there too."""

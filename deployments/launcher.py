@@ -51,7 +51,7 @@ def serve_until_stopped(file: ServeFile, options: LaunchOptions, say: Say) -> No
         stack.enter_context(_cluster(options))
         stack.enter_context(_stop_on_signals())
         try:
-            stack.enter_context(_applications(file, stays=options.ray_address is not None))
+            stack.enter_context(_applications(file, stays=options.ray_address is not None, verbose=options.verbose))
             for line in _banner(file):
                 say(line)
             _watch(say)
@@ -122,11 +122,13 @@ def _stop_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _applications(file: ServeFile, *, stays: bool) -> Iterator[None]:
+def _applications(file: ServeFile, *, stays: bool, verbose: bool) -> Iterator[None]:
     """Serve with all applications of the file; what was not there before is gone afterwards."""
     from ray import serve
 
     schema = file.schema
+    if not verbose:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         proxy_location=schema.proxy_location,
         http_options=schema.http_options.model_dump(),
@@ -142,7 +144,7 @@ def _applications(file: ServeFile, *, stays: bool) -> Iterator[None]:
             for application in schema.applications:
                 serve.delete(application.name)
         else:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _args_of(file: ServeFile, name: str) -> ServeArgs | dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which leases a replica has given out, and when each of them ends. Knows nothing of Ray, gRPC or models.
 
-A lease lives as long as its session: it ends when the session is closed on the data stream, when the stream of its router ends (which
-closes all its sessions), or when nobody opened the session in time. So no lost message can leak a place on the replica.
+A lease lives as long as its session: it ends when the session is closed on the data stream, when the stream of its router ends
+(which closes all its sessions), or when nobody opened the session in time. So no lost message can leak a place on the replica.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class LeaseBook:
 
     @contextmanager
     def entry(self, session_id: SessionId) -> Iterator[LeaseEntry]:
-        """The lease is in the book inside the block; leaving it, however, frees the session. A second lease of a session ends the first."""
+        """The lease is in the book inside the block; leaving the block frees the session. A second lease of a session ends the first."""
         former = self._leases.get(session_id)
         if former is not None:
             former.closed()
@@ -74,7 +74,7 @@ class LeaseBook:
             entry.free()
 
     def opened(self, session_id: SessionId, close: Callable[[], None]) -> None:
-        """The router opened the session; `close` frees it. A session without a lease lives as long as its router's stream."""
+        """The router opened the session; `close` frees it. One without a lease lives as long as its router's stream."""
         if session_id in self._leases:
             self._leases[session_id].opened(close)
 

@@ -1,7 +1,7 @@
 """Pools on Ray Serve handles: a lease is an open streaming call to a replica, data goes over one gRPC connection per replica.
 
-Serve counts the open call for autoscaling, waits for it when it drains a replica, and breaks it when the replica dies. Knows nothing of
-what a session does; knows Serve's traps (see `_Call`).
+Serve counts the open call for autoscaling, waits for it when it drains a replica, and breaks it when the replica dies. Knows Serve's
+traps (see `_Call`), and nothing of what a session does.
 """
 
 import asyncio

@@ -17,8 +17,8 @@ from dspark.types import ReplicaId, SessionId
 DATA_HOST_VARIABLE = "DSPARK_DATA_HOST"
 """Where replicas listen for routers: an address of the node, `node` for the one Ray knows, or unset.
 
-Unset means loopback while the cluster has one node and `node` otherwise, decided when the replica starts: set it to `node` where nodes come later.
-The data service has no login and no encryption, so it must not be reachable from outside the cluster.
+Unset means loopback while the cluster has one node and `node` otherwise, decided when the replica starts: set it to `node` where
+nodes come later. The data service has no login and no encryption, so it must not be reachable from outside the cluster.
 """
 LOOPBACK = "127.0.0.1"
 

@@ -1,4 +1,4 @@
-"""Router replica: the ingress (HTTP and gRPC on one class) in front of an Engine whose drafters and targets are leased replicas."""
+"""Router replica: the ingress (HTTP and gRPC on one class) before an Engine whose drafters and targets are leased replicas."""
 
 import asyncio
 import logging
@@ -67,8 +67,8 @@ class ClusterBackend:
         return True
 
     def _drafters(self) -> DrafterPool | None:
-        if self._args.drafter.kind == "lookup":
-            return LocalDrafterPool(lookup_drafter(self._args.drafter))  # needs no model, so no replica and no way there
+        if self._args.drafter.kind == "lookup":  # no model, so no replica either
+            return LocalDrafterPool(lookup_drafter(self._args.drafter))
         return self._drafts
 
 

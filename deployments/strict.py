@@ -1,6 +1,6 @@
-"""Strict reading of configuration: duplicate and unknown keys are errors, and each error says where it stands and what may be meant.
+"""Strict reading of configuration: duplicate and unknown keys are errors, which say where they stand and what may be meant.
 
-Ray Serve's own schema takes unknown keys silently, so its files are walked here before it sees them. Knows pydantic models, not their meaning.
+Ray Serve's own schema takes unknown keys silently, so its files are walked here first. Knows pydantic models, not their meaning.
 """
 
 import types
@@ -58,7 +58,7 @@ def dotted(location: Location) -> str:
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Parse one document of plain values. Raises ConfigError for tags, aliases, duplicate keys and syntax errors, with the line."""
+    """One document of plain values. Raises ConfigError for tags, aliases, duplicate keys and bad syntax, with the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -76,8 +76,7 @@ def parse_yaml(path: Path, text: str) -> YamlFile:
         lines = dict(_key_lines(path, root, ())) if root is not None else {}
         return YamlFile(path, yaml.safe_load(text), lines)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = mark.line + 1 if mark is not None else 1
+        line = getattr(error.problem_mark, "line", 0) + 1
         raise ConfigError(f"{path}:{line}: {error.problem or error.context or 'not valid YAML'}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -30,7 +30,7 @@ from dspark.wire.pb import generation_pb2_grpc as rpc
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 TIMEOUT_KEY = "dspark-timeout-s"
 DEADLINE_GRACE_S = 2.0
-"""The service ends a request at its timeout, with a clear error; the call's own deadline, this much later, is for a service that is gone."""
+"""The service ends a request at its timeout with a clear error; the call's own deadline, this much later, is for one that is gone."""
 ABORT_TIMEOUT_S = 2.0
 
 _ERRORS: dict[grpc.StatusCode, type[DSparkError]] = {
@@ -168,7 +168,7 @@ class Client:
         self.close()
 
     def _abort_quietly(self, request_id: str) -> None:
-        """A cancelled call does not always get through the service's proxy; an Abort does. Best effort: the call is over anyway."""
+        """A cancel does not always get through the service's proxy; an Abort does. Best effort: the call is over anyway."""
         try:
             self._stub.Abort(pb.AbortRequest(request_id=request_id), timeout=ABORT_TIMEOUT_S)
         except grpc.RpcError:
@@ -230,9 +230,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
     async def _abort_quietly(self, request_id: str) -> None:
@@ -277,9 +275,7 @@ def _chunk(chunk: pb.GenerateChunk) -> Chunk:
 
 
 def _completion(answer: pb.GenerateResponse) -> Completion:
-    return Completion(
-        answer.request_id, answer.text, tuple(answer.token_ids), answer.finish_reason, _usage(answer.usage), answer.seed
-    )
+    return Completion(answer.request_id, answer.text, tuple(answer.token_ids), answer.finish_reason, _usage(answer.usage), answer.seed)
 
 
 def _usage(usage: pb.Usage) -> Usage:

@@ -1,29 +1,21 @@
-"""Stand-ins for models and pools, for tests of whatever talks to them: small, seeded, in one process, and true to the contracts of ports.py.
+"""Stand-ins for models and pools, for tests of whatever talks to them: small, seeded, in one process, true to the contracts of ports.py.
 
-`ToyTarget` decides with the real sampler and the real acceptance walk on a tiny vocabulary; `FakeDrafter` guesses as it is told; `LyingDrafter` answers
-with garbage. Knows no tensors of a real model, no wire and no clock but the event loop's.
+`ToyTarget` decides with the real sampler and the real acceptance walk on a tiny vocabulary; `FakeDrafter` guesses as it is told;
+`LyingDrafter` answers with garbage. Knows no weights, no wire and no clock but the event loop's.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from dspark.acceptance import walk
-from dspark.errors import (
-    DraftUnavailable,
-    DSparkError,
-    InvalidMessage,
-    ReplicaUnavailable,
-    StaleRound,
-    TargetUnavailable,
-    UnknownSession,
-)
+from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRound, TargetUnavailable, UnknownSession
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
-from dspark.ports import Drafter, Verifier
 from dspark.sampling import RowSampling, Sampler
 from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import ModelCard, ReplicaId, SamplingParams, SessionId
@@ -125,9 +117,9 @@ class ToyTarget:
             raise TargetUnavailable("the toy target is dead")
         self._wake.clear()
         await asyncio.sleep(self.step_s)
-        waiting = {s: session for s, session in self._sessions.items() if session.pending is not None}
-        rows = sum(1 + len(session.pending.tree) for session in waiting.values() if session.pending is not None)
-        self._results += [self._decide(session, session.pending) for session in waiting.values() if session.pending is not None]
+        waiting = [(session, session.pending) for session in self._sessions.values() if session.pending is not None]
+        rows = sum(1 + len(request.tree) for _, request in waiting)
+        self._results += [self._decide(session, request) for session, request in waiting]
         report = StepReport(tuple(self._results), tuple(self._failures), self.step_s * 1e3, rows)
         self._results, self._failures = [], []
         return report
@@ -223,8 +215,11 @@ class FakeDrafter:
 
 
 class LyingDrafter(FakeDrafter):
-    """Seeded garbage of every kind that a drafter can send: wrong tokens, senseless scores, trees with equal siblings, too deep, too large, ids
-    outside the vocabulary, the wrong length, now and then late. None of it may ever change an answer."""
+    """Seeded garbage of every kind that a drafter can send; none of it may ever change an answer.
+
+    Wrong tokens, senseless scores, trees with equal siblings, too deep or too large, ids outside the vocabulary, the wrong length,
+    now and then `late_s` late.
+    """
 
     def __init__(self, vocab_size: int, seed: int = 0, *, late_s: float = 0.0) -> None:
         super().__init__(self._garbage)
@@ -253,15 +248,49 @@ class LyingDrafter(FakeDrafter):
         return CandidateTree(np.asarray(ids, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32))
 
 
-@dataclass(eq=False, slots=True)
-class FakeLease:
-    """A place on a fake replica; implements both leases of ports.py."""
+@dataclass(eq=False)
+class FakePool:
+    """A pool of one replica that can be full, or be gone together with all its leases; implements both pools of ports.py."""
 
-    pool: "FakePool"
-    replica_id: ReplicaId = ReplicaId("fake")  # noqa: RUF009 (a NewType call is a constant)
-    card: ModelCard = field(init=False)
+    replica: Any
+    """A Drafter or a ToyTarget."""
+    available: bool = True
+    """False: `acquire` is refused."""
+    gone: bool = False
+    """True: every lease is lost."""
+    num_acquired: int = 0
+    leases: set["FakeLease"] = field(default_factory=set)
+    """Those not given back yet."""
+
+    async def acquire(self, session_id: SessionId) -> "FakeLease":
+        """See ports.DrafterPool and ports.VerifierPool."""
+        if not self.available:
+            raise (TargetUnavailable if isinstance(self.replica, ToyTarget) else DraftUnavailable)("the fake pool is empty")
+        self.num_acquired += 1
+        lease = FakeLease(self)
+        self.leases.add(lease)
+        return lease
+
+
+class FakeLease:
+    """A place on the pool's replica; implements both leases of ports.py."""
+
+    def __init__(self, pool: FakePool) -> None:
+        self._pool = pool
+        self.replica_id = ReplicaId("fake")
+        self.drafter: Any = pool.replica
+        self.verifier: Any = pool.replica
 
     @property
-    def drafter(self) -> Drafter:
-        """The replica as a drafter."""
-        return self.pool.replica
+    def card(self) -> ModelCard:
+        """The toy target's card."""
+        card: ModelCard = self.verifier.card
+        return card
+
+    def lost(self) -> bool:
+        """See ports."""
+        return self._pool.gone
+
+    async def release(self) -> None:
+        """See ports."""
+        self._pool.leases.discard(self)

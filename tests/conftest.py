@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny random model with a real tokenizer, on disk as users have them."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tokenizer(tokenizer, folder)
     tiny_qwen3(tokenizer.get_vocab_size()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model's folder that a test may spoil."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 def tiny_qwen3(vocab_size: int, **changes: object) -> "PreTrainedModel":

@@ -61,7 +61,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Store the batch's keys and values, then attend group by group; returns [1, R, H, D].
 
-    `attention_mask` is always None: `register` sees to that. Masks are made here from ancestry and positions.
+    `attention_mask` says nothing: masks are made here from ancestry and positions.
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
     packed.cache.write(layer, packed.batch.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))

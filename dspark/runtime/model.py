@@ -22,6 +22,8 @@ class PackedModel:
         self.pool = BlockPool(num_blocks, block_tokens)
         self.cache = KvTensors(num_blocks * block_tokens)
         self._deterministic = deterministic
+        # A mask of four dimensions is taken as final: the models skip making one of their own, and packed_attention needs none.
+        self._no_mask = torch.zeros((1, 1, 1, 1), device=self.device)
         if deterministic:
             _use_plain_experts(model)
 
@@ -48,6 +50,7 @@ class PackedModel:
         output = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
+            attention_mask=self._no_mask,
             use_cache=False,
             logits_to_keep=batch.logit_rows,
             packed=context,
@@ -57,7 +60,11 @@ class PackedModel:
     def _backbone(self, batch: PackedBatch, context: PackedContext) -> None:
         """A batch of prompt chunks alone: nobody wants logits."""
         self._model.get_decoder()(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, packed=context
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=self._no_mask,
+            use_cache=False,
+            packed=context,
         )
 
 

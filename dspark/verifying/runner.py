@@ -49,13 +49,17 @@ class VerifierRunner:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Finish the step in hand and end."""
+        """Finish the step in hand, end, and leave no session behind in the verifier."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for connection in list(self._connections):
             connection.break_off()
         self._thread.shutdown(wait=True)
+        for session_id in list(self._owners):
+            self.forget(self._owners[session_id], session_id)
+        while self._commands:
+            self._commands.popleft()()
 
     def connect(self, router_id: RouterId) -> "VerifierConnection":
         """A view for one router."""

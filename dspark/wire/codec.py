@@ -140,9 +140,7 @@ def verify_batch_to_pb(requests: Iterable[VerifyRequest]) -> verification_pb2.Ve
     return batch
 
 
-def verify_batch_from_pb(
-    message: verification_pb2.VerifyBatch, bounds: Bounds
-) -> tuple[list[VerifyRequest], list[SessionFailure]]:
+def verify_batch_from_pb(message: verification_pb2.VerifyBatch, bounds: Bounds) -> tuple[list[VerifyRequest], list[SessionFailure]]:
     """The requests that fit, and a failure for each one that does not; its neighbours are unharmed."""
     return _each(message.requests, verify_request_from_pb, bounds)
 
@@ -183,9 +181,7 @@ def step_report_from_pb(message: verification_pb2.StepReport, bounds: Bounds) ->
     within("free_kv_blocks", message.free_kv_blocks, 0, message.total_kv_blocks)
     results, refused = _each(message.results, verify_result_from_pb, bounds)
     failures = (*_failures(message.failures), *refused)
-    return StepReport(
-        tuple(results), failures, message.verify_ms, message.batch_rows, message.free_kv_blocks, message.total_kv_blocks
-    )
+    return StepReport(tuple(results), failures, message.verify_ms, message.batch_rows, message.free_kv_blocks, message.total_kv_blocks)
 
 
 def verify_result_from_pb(message: verification_pb2.VerifyResult, bounds: Bounds) -> VerifyResult:

@@ -61,9 +61,7 @@ class DraftingService(StreamService[Drafter]):
 
 
 class _VerificationStream(RouterStream):
-    def __init__(
-        self, service: VerificationService, router_id: RouterId, verifier: Verifier, duplex: Duplex[VerificationResponse]
-    ) -> None:
+    def __init__(self, service: VerificationService, router_id: RouterId, verifier: Verifier, duplex: Duplex[VerificationResponse]) -> None:
         super().__init__(service, router_id, verifier, duplex)
         self._verifier = verifier
         self._last_report = StepReport()

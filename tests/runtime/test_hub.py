@@ -87,7 +87,13 @@ def test_an_unknown_repository_is_refused(hub: HubServer, tmp_path: Path) -> Non
     assert "no such repository on the hub" in resolve(hub.url, tmp_path / "home", name="someone/else")
 
 
-@pytest.mark.parametrize("extra", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["refused connection", "offline mode"])
+UNREACHABLE = [
+    pytest.param({}, id="refused connection", marks=pytest.mark.slow),  # the hub's client tries again for 20 s
+    pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline mode"),
+]
+
+
+@pytest.mark.parametrize("extra", UNREACHABLE)
 def test_a_hub_that_cannot_be_reached_is_the_reason(tmp_path: Path, extra: dict[str, str]) -> None:
     output = resolve("http://127.0.0.1:9", tmp_path / "home", **extra)
     assert "REFUSED someone/tiny: the hub cannot be reached and the cache does not hold the whole model" in output
@@ -98,9 +104,7 @@ def test_a_terminal_sees_progress_when_asked_for(hub: HubServer, tmp_path: Path,
     terminal, other_end = pty.openpty()
     termios.tcsetwinsize(other_end, (24, 120))
     command = [sys.executable, "-c", PROGRAM, NAME, COMMIT, progress]
-    finished = subprocess.run(
-        command, env=environment(hub.url, tmp_path / "home"), stdout=subprocess.PIPE, stderr=other_end, timeout=120
-    )
+    finished = subprocess.run(command, env=environment(hub.url, tmp_path / "home"), stdout=subprocess.PIPE, stderr=other_end, timeout=120)
     os.close(other_end)
     assert b"FOLDER" in finished.stdout
     assert (b"100%" in _read_all(terminal)) is expected

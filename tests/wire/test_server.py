@@ -111,32 +111,38 @@ async def test_a_stream_that_never_says_hello_is_ended() -> None:
 
 async def test_results_go_back_to_the_router_that_asked() -> None:
     host = ToyHost()
-    async with serving(target_service(host)) as address, raw_router(address, "Verification") as one:
-        async with raw_router(address, "Verification") as two:
-            await one.greet("one")
-            await two.greet("two")
-            await open_sessions(one, "a")
-            await open_sessions(two, "b")
-            await expect_round(two, "b")
-            await expect_round(one, "a")
-            assert host.routers == ["one", "two"]
+    async with (
+        serving(target_service(host)) as address,
+        raw_router(address, "Verification") as one,
+        raw_router(address, "Verification") as two,
+    ):
+        await one.greet("one")
+        await two.greet("two")
+        await open_sessions(one, "a")
+        await open_sessions(two, "b")
+        await expect_round(two, "b")
+        await expect_round(one, "a")
+        assert host.routers == ["one", "two"]
 
 
 async def test_a_session_of_another_stream_and_an_unknown_one_are_refused_alone() -> None:
     host = ToyHost()
-    async with serving(target_service(host)) as address, raw_router(address, "Verification") as one:
-        async with raw_router(address, "Verification") as two:
-            await one.greet("one")
-            await two.greet("two")
-            await open_sessions(one, "a")
-            await open_sessions(two, "b")
-            await two.say(close=session_pb2.SessionClose(session_id="a"))
-            await two.say(verify=rounds("a", "b", "nobody"))
-            reports = [(await two.hear()).report for _ in range(2)]
-            failures = [failure for report in reports for failure in report.failures]
-            assert {failed(name, failures).error for name in ("a", "nobody")} == {"UnknownSession"}
-            assert [result.session_id for report in reports for result in report.results] == ["b"]
-            await expect_round(one, "a")
+    async with (
+        serving(target_service(host)) as address,
+        raw_router(address, "Verification") as one,
+        raw_router(address, "Verification") as two,
+    ):
+        await one.greet("one")
+        await two.greet("two")
+        await open_sessions(one, "a")
+        await open_sessions(two, "b")
+        await two.say(close=session_pb2.SessionClose(session_id="a"))
+        await two.say(verify=rounds("a", "b", "nobody"))
+        reports = [(await two.hear()).report for _ in range(2)]
+        failures = [failure for report in reports for failure in report.failures]
+        assert {failed(name, failures).error for name in ("a", "nobody")} == {"UnknownSession"}
+        assert [result.session_id for report in reports for result in report.results] == ["b"]
+        await expect_round(one, "a")
 
 
 async def test_another_routers_session_cannot_be_opened_again() -> None:
@@ -317,17 +323,20 @@ async def test_every_session_ends_with_its_stream(leave: Any) -> None:
 
 
 async def test_a_silent_router_is_told_why_and_a_talking_one_stays() -> None:
-    async with serving(target_service(ToyHost(), silence_s=0.3)) as address, raw_router(address, "Verification") as talking:
-        async with raw_router(address, "Verification") as silent:
-            await talking.greet("talking")
-            await silent.greet("silent")
-            await open_sessions(talking, "a")
-            for _ in range(6):
-                await asyncio.sleep(0.1)
-                await talking.say(heartbeat=session_pb2.Heartbeat())
-            code, text = await silent.status()
-            assert (code, text) == (grpc.StatusCode.DEADLINE_EXCEEDED, "the peer was silent for 0.3 s")
-            await expect_round(talking, "a")
+    async with (
+        serving(target_service(ToyHost(), silence_s=0.3)) as address,
+        raw_router(address, "Verification") as talking,
+        raw_router(address, "Verification") as silent,
+    ):
+        await talking.greet("talking")
+        await silent.greet("silent")
+        await open_sessions(talking, "a")
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            await talking.say(heartbeat=session_pb2.Heartbeat())
+        code, text = await silent.status()
+        assert (code, text) == (grpc.StatusCode.DEADLINE_EXCEEDED, "the peer was silent for 0.3 s")
+        await expect_round(talking, "a")
 
 
 async def test_an_idle_server_sends_heartbeats() -> None:

@@ -68,9 +68,7 @@ def test_a_forged_vector_is_refused_with_the_fields_name(case: str) -> None:
     assert caught.value.field == "tree.parents"
 
 
-@pytest.mark.parametrize(
-    "shape", [[2**32, 2**32], [2**62, 4, 0], [0, 2**62], [-1, -1], [-(2**63), 0], [2**31, 2**31, 2**31], [1], []]
-)
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [2**62, 4, 0], [0, 2**62], [-1, -1], [-(2**63), 0], [2**31, 2**31, 2**31], [1], []])
 def test_a_shape_whose_product_wraps_or_lies_is_refused(shape: list[int]) -> None:
     message = Tensor(dtype=tensors.FLOAT32, shape=shape, data=bytes(4) if shape == [1] else b"")
     with pytest.raises(InvalidMessage):

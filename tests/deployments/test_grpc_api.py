@@ -1,0 +1,279 @@
+"""The public gRPC service and its client over a real connection; behind them a service without models."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+
+import grpc
+import grpc.aio
+import pytest
+
+from deployments.grpc_api import GenerationRpc
+from dspark.client import AsyncClient, Client
+from dspark.config import LimitsConfig
+from dspark.errors import DeadlineExceeded, DSparkError, InvalidRequest, ModelNotFound, Overloaded, ReplicaUnavailable, TargetUnavailable
+from dspark.wire.pb import generation_pb2 as pb
+from dspark.wire.pb import generation_pb2_grpc as rpc
+from tests.serving.echo_service import EchoService
+
+PROMPT = "one two three, stop here."
+
+
+class Servicer(GenerationRpc):
+    """What the Router is to Serve, for a plain gRPC server."""
+
+    def __init__(self, service: EchoService) -> None:
+        self.service = service
+        self.limits = LimitsConfig(max_body_bytes=4096)
+
+
+@asynccontextmanager
+async def serving(service: EchoService) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    rpc.add_GenerationServicer_to_server(Servicer(service), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def service() -> EchoService:
+    return EchoService()
+
+
+@pytest.fixture
+async def client(service: EchoService) -> AsyncIterator[AsyncClient]:
+    async with serving(service) as address, AsyncClient(address) as client:
+        yield client
+
+
+async def eventually(condition: object, timeout_s: float = 2.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.005)
+
+
+async def test_a_stream_gives_the_same_as_the_whole_answer(client: AsyncClient) -> None:
+    whole = await client.generate(PROMPT, max_tokens=10, seed=5, temperature=0.0)
+    chunks = [chunk async for chunk in client.stream(PROMPT, max_tokens=10, seed=5, temperature=0.0)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text != ""
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == whole.token_ids
+    assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + [whole.finish_reason]
+    assert (chunks[-1].usage, chunks[-1].seed) == (whole.usage, 5)
+    assert whole.usage.completion_tokens == 10
+
+
+async def test_a_prompt_of_ids_is_the_prompt_of_its_text(client: AsyncClient, service: EchoService) -> None:
+    answers = [await client.generate(prompt, max_tokens=6, seed=1) for prompt in (PROMPT, service.encode(PROMPT))]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+async def test_options_arrive_as_they_were_given(client: AsyncClient, service: EchoService) -> None:
+    options = {"top_k": 7, "top_p": 0.5, "min_p": 0.25, "temperature": 0.5, "seed": 3, "stop": ["zz"], "request_id": "mine"}
+    await client.generate(PROMPT, max_tokens=3, ignore_eos=True, speculation=False, timeout_s=9.0, **options)
+    (request,) = service.requests
+    sampling = request.sampling
+    assert (sampling.top_k, sampling.top_p, sampling.min_p, sampling.temperature, sampling.seed) == (7, 0.5, 0.25, 0.5, 3)
+    assert (request.stop, request.request_id, request.ignore_eos) == (("zz",), "mine", True)
+    assert (request.speculation_enabled, request.timeout_s, request.max_tokens) == (False, 9.0, 3)
+
+
+async def test_what_is_not_said_is_the_default_and_a_seed_is_drawn(client: AsyncClient, service: EchoService) -> None:
+    first, second = [await client.generate(PROMPT, max_tokens=2) for _ in range(2)]
+    assert first.seed != second.seed
+    request = service.requests[0]
+    assert (request.sampling.temperature, request.speculation_enabled, request.timeout_s) == (1.0, True, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"temperature": float("nan")}, InvalidRequest, "temperature must be a number from 0 to 2"),
+        ({"top_p": 0.0}, InvalidRequest, "top_p must be a number above 0"),
+        ({"max_tokens": 0}, InvalidRequest, "max_tokens must be an integer from 1"),
+        ({"seed": -1}, InvalidRequest, "seed must be an integer from 0"),
+        ({"stop": [""]}, InvalidRequest, "stop must have strings of 1 to"),
+        ({"request_id": "../x"}, InvalidRequest, "request_id must be 1 to 64"),
+        ({"timeout_s": -1.0}, InvalidRequest, "timeout"),
+        ({"timeout_s": float("inf")}, InvalidRequest, "timeout"),
+        ({"model": "../other"}, ModelNotFound, "does not exist"),
+        ({"seed": 2**70}, InvalidRequest, "cannot be sent"),
+        ({"max_tokens": "3"}, InvalidRequest, "cannot be sent"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_bad_option_is_an_error_of_its_kind(
+    service: EchoService, options: dict[str, object], kind: type[DSparkError], words: str, streamed: bool
+) -> None:
+    with pytest.raises(kind, match=words):
+        await status_of(service, PROMPT, options, streamed)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("prompt", ["", [], [-1], [10**6]])
+async def test_a_bad_prompt_is_an_invalid_request(service: EchoService, prompt: str | list[int]) -> None:
+    with pytest.raises(InvalidRequest, match="prompt"):
+        await status_of(service, prompt, {}, streamed=False)
+
+
+async def test_a_request_over_the_size_limit_is_refused(service: EchoService) -> None:
+    with pytest.raises(Overloaded, match="more than 4096 bytes"):
+        await status_of(service, "x" * 5000, {}, streamed=False)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (TargetUnavailable("10.0.0.7:4711 is gone"), ReplicaUnavailable, "no replica can take the request"),
+        (Overloaded("full"), Overloaded, "full"),
+        (DeadlineExceeded("over"), DeadlineExceeded, "over"),
+        (RuntimeError("secret /etc/path"), DSparkError, "internal error; request id mine"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_failure_of_the_service_has_its_code_and_no_secrets(
+    service: EchoService, failure: Exception, kind: type[DSparkError], words: str, streamed: bool
+) -> None:
+    service.pause_after, service.failure = 1, failure
+    with pytest.raises(kind, match=words) as caught:
+        await status_of(service, PROMPT, {"request_id": "mine", "max_tokens": 30}, streamed)
+    assert "secret" not in str(caught.value)
+    assert "4711" not in str(caught.value)
+    assert service.open_streams == 0
+
+
+async def test_leaving_a_stream_early_ends_its_work(client: AsyncClient, service: EchoService) -> None:
+    service.pause_after = 2
+    async with aclosing(client.stream(PROMPT, max_tokens=200)) as chunks:
+        await anext(chunks)
+        assert service.open_streams == 1
+    await eventually(lambda: service.open_streams == 0)
+
+
+async def test_abort_ends_a_stream_by_its_id(client: AsyncClient, service: EchoService) -> None:
+    service.pause_after = 2
+    async with aclosing(client.stream(PROMPT, max_tokens=200, request_id="long-one")) as chunks:
+        await anext(chunks)
+        assert await client.abort("long-one")
+        with pytest.raises(DSparkError):
+            async for _ in chunks:
+                pass
+    assert not await client.abort("long-one")
+    with pytest.raises(InvalidRequest):
+        await client.abort("no such ../ id")
+
+
+async def test_the_model_is_listed(client: AsyncClient, service: EchoService) -> None:
+    (model,) = await client.models()
+    assert (model.name, model.max_length, model.vocab_size) == (service.card.name, service.max_length, service.card.vocab_size)
+
+
+async def test_a_service_that_is_not_there_is_unavailable() -> None:
+    async with serving(EchoService()) as address:
+        pass
+    async with AsyncClient(address) as client:
+        with pytest.raises(ReplicaUnavailable):
+            await client.models()
+
+
+async def test_the_blocking_client_does_the_same(service: EchoService) -> None:
+    async with serving(service) as address:
+        await asyncio.to_thread(use_blocking_client, address, service)
+        await eventually(lambda: service.open_streams == 0)
+
+
+def use_blocking_client(address: str, service: EchoService) -> None:
+    with Client(address) as client:
+        whole = client.generate(PROMPT, max_tokens=10, seed=5)
+        assert "".join(chunk.text for chunk in client.stream(PROMPT, max_tokens=10, seed=5)) == whole.text
+        assert [model.name for model in client.models()] == [service.card.name]
+        assert not client.abort("nobody")
+        with pytest.raises(ModelNotFound):
+            client.generate(PROMPT, model="other")
+        with pytest.raises(InvalidRequest), left_early(client.stream(PROMPT, max_tokens=0)) as chunks:
+            next(chunks)
+        service.pause_after = 2
+        with left_early(client.stream(PROMPT, max_tokens=200)) as chunks:
+            next(chunks)
+            assert service.open_streams == 1
+
+
+@contextmanager
+def left_early(chunks: Iterator[object]) -> Iterator[Iterator[object]]:
+    try:
+        yield chunks
+    finally:
+        chunks.close()  # type: ignore[attr-defined]
+
+
+class RecordedContext:
+    """Serve's context keeps the code and text that were set; a plain aio server would replace the text by the exception's class."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
+        self.code = grpc.StatusCode.OK
+        self.details = ""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("user-agent", "test")] + ([] if self.timeout_s is None else [("dspark-timeout-s", str(self.timeout_s))])
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+async def status_of(service: EchoService, prompt: str | list[int], options: dict[str, object], streamed: bool) -> None:
+    """Send through the real client, with the real service's methods behind a channel that keeps Serve's way with statuses."""
+    async with AsyncClient(channel=ServeLikeChannel(Servicer(service))) as client:  # type: ignore[arg-type]
+        if streamed:
+            async for _ in client.stream(prompt, **options):  # type: ignore[arg-type]
+                pass
+        else:
+            await client.generate(prompt, **options)  # type: ignore[arg-type]
+
+
+class ServeLikeChannel:
+    """Calls the servicer directly, after a trip through bytes; a raised call ends with the code and text that were set before."""
+
+    def __init__(self, servicer: Servicer) -> None:
+        self._servicer = servicer
+
+    def unary_unary(self, path: str, **_: object) -> "ServeLikeCall":
+        return ServeLikeCall(getattr(self._servicer, path.rpartition("/")[2]))
+
+    def unary_stream(self, path: str, **_: object) -> "ServeLikeCall":
+        return ServeLikeCall(getattr(self._servicer, path.rpartition("/")[2]))
+
+
+class ServeLikeCall:
+    def __init__(self, method: object) -> None:
+        self._method = method
+
+    def __call__(self, request: pb.GenerateRequest, timeout: float | None = None, metadata: tuple[tuple[str, str], ...] = ()) -> object:
+        said = dict(metadata).get("dspark-timeout-s")
+        context = RecordedContext(None if said is None else float(said))
+        answer = self._method(type(request).FromString(request.SerializeToString()), context)  # type: ignore[operator]
+        return self._items(answer, context) if hasattr(answer, "__aiter__") else self._item(answer, context)
+
+    async def _item(self, answer: object, context: RecordedContext) -> object:
+        try:
+            return await answer  # type: ignore[misc]
+        except Exception as error:
+            raise self._status(error, context) from None
+
+    async def _items(self, answers: object, context: RecordedContext) -> AsyncIterator[object]:
+        try:
+            async for answer in answers:  # type: ignore[attr-defined]
+                yield answer
+        except Exception as error:
+            raise self._status(error, context) from None
+
+    def _status(self, error: Exception, context: RecordedContext) -> grpc.aio.AioRpcError:
+        assert str(error) == "", "Serve would send this text to the client"
+        empty = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(context.code, empty, empty, details=context.details)

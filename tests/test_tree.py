@@ -1,0 +1,88 @@
+"""CandidateTree: its arrays, its selections, and what `check` refuses."""
+
+import numpy as np
+import pytest
+
+from dspark.errors import InvalidMessage
+from dspark.tree import ANCHOR, CandidateTree
+
+
+def tree_of(token_ids: list[int], parents: list[int], scores: list[float]) -> CandidateTree:
+    return CandidateTree(np.asarray(token_ids, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32))
+
+
+# anchor
+# ├── 17 (0)
+# │   ├── 9 (2)
+# │   │   └── 5 (4)
+# │   └── 3 (3)
+# └── 4 (1)
+TREE = tree_of([17, 4, 9, 3, 5], [-1, -1, 0, 0, 2], [0.8, 0.1, 0.5, 0.2, 0.4])
+
+
+def test_depths_count_the_edges_from_the_anchor() -> None:
+    assert TREE.depths.tolist() == [1, 1, 2, 2, 3]
+
+
+def test_a_path_goes_from_the_root_to_the_node() -> None:
+    assert TREE.path(4) == [0, 2, 4]
+    assert TREE.path(ANCHOR) == []
+
+
+def test_a_chain_is_a_tree_of_width_one() -> None:
+    chain = CandidateTree.chain([3, 1, 2], [0.9, 0.5, 0.1])
+    assert chain.is_chain
+    assert not TREE.is_chain
+    assert chain.parents.tolist() == [-1, 0, 1]
+    assert chain.depths.tolist() == [1, 2, 3]
+
+
+def test_a_tree_of_no_nodes_is_legal() -> None:
+    empty = CandidateTree.empty()
+    empty.check(vocab_size=5, max_nodes=0)
+    assert len(empty) == 0
+    assert empty.is_chain
+    assert empty.select([]) is empty
+
+
+def test_a_selection_keeps_tokens_scores_and_the_shape_between_its_nodes() -> None:
+    part = TREE.select([0, 2, 4])
+    assert part.token_ids.tolist() == [17, 9, 5]
+    assert part.parents.tolist() == [-1, 0, 1]
+    assert part.scores.tolist() == TREE.scores[[0, 2, 4]].tolist()
+    assert part.is_chain
+
+
+def test_selecting_everything_gives_the_tree_itself() -> None:
+    assert TREE.select([0, 1, 2, 3, 4]) is TREE
+
+
+def test_a_selection_without_a_parent_is_refused() -> None:
+    with pytest.raises(ValueError, match="node 2 is not kept"):
+        TREE.select([0, 4])
+
+
+def test_a_good_tree_passes_the_check() -> None:
+    TREE.check(vocab_size=18, max_nodes=5)
+
+
+BAD = {
+    "too many nodes": (TREE, 18, 4),
+    "an id above the vocabulary": (TREE, 17, 9),
+    "a negative id": (tree_of([-1], [-1], [1.0]), 18, 9),
+    "a parent that comes later": (tree_of([1, 2], [1, -1], [1.0, 1.0]), 18, 9),
+    "a node that is its own parent": (tree_of([1], [0], [1.0]), 18, 9),
+    "a parent below the anchor": (tree_of([1], [-2], [1.0]), 18, 9),
+    "a score that is not a number": (tree_of([1], [-1], [float("nan")]), 18, 9),
+    "an infinite score": (tree_of([1], [-1], [float("inf")]), 18, 9),
+    "arrays of different lengths": (tree_of([1, 2], [-1], [1.0, 1.0]), 18, 9),
+    "a wrong type": (CandidateTree(np.asarray([1]), np.asarray([-1], np.int32), np.ones(1, np.float32)), 18, 9),
+    "two dimensions": (CandidateTree(np.ones((1, 1), np.int32), np.asarray([-1], np.int32), np.ones(1, np.float32)), 18, 9),
+}
+
+
+@pytest.mark.parametrize(("tree", "vocab_size", "max_nodes"), BAD.values(), ids=BAD.keys())
+def test_the_check_refuses(tree: CandidateTree, vocab_size: int, max_nodes: int) -> None:
+    with pytest.raises(InvalidMessage, match="tree") as caught:
+        tree.check(vocab_size, max_nodes)
+    assert caught.value.field is not None

@@ -6,6 +6,7 @@
 Needs neither torch nor ray. Errors of the service come as the classes of dspark.errors. Leaving a stream early ends its work.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -202,6 +203,12 @@ class AsyncClient:
         except grpc.RpcError as error:
             finished = True
             _raise(error)
+        except asyncio.CancelledError:
+            if _is_cancelled_here():
+                raise
+            # grpc.aio says this, too, where the service ended the call with the status CANCELLED.
+            finished = True
+            raise RequestAborted("the request was aborted") from None
         finally:
             if not finished:
                 chunks.cancel()
@@ -268,6 +275,11 @@ def _request(prompt: str | Sequence[int], options: Options) -> pb.GenerateReques
         return pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), **fields)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the request cannot be sent: {error}") from None
+
+
+def _is_cancelled_here() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _chunk(chunk: pb.GenerateChunk) -> Chunk:

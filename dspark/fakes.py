@@ -242,7 +242,8 @@ class LyingDrafter(FakeDrafter):
         draw = self._random
         count = draw.randint(0, max_depth + draw.choice((0, 0, 0, 2)))
         highest = self._vocab_size + draw.choice((-1, -1, -1, 3))
-        parents = [draw.randint(ANCHOR, node - 1) for node in range(count)]
+        straight = draw.random() < 0.3
+        parents = [node - 1 if straight else draw.randint(ANCHOR, node - 1) for node in range(count)]
         scores = [draw.choice((draw.random(), -1.0, 7.0, 0.0)) for _ in range(count)]
         ids = [draw.randint(0, highest) for _ in range(count)]
         return CandidateTree(np.asarray(ids, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32))

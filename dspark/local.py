@@ -40,9 +40,9 @@ class LocalBackend:
         return cls(target, config.drafter, _load_drafter(config.drafter))
 
     def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
-        """The same target with another drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
+        """The same target weights with another drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
         drafter = None if foreign_drafter is not None else _load_drafter(config)
-        return LocalBackend(self._target, config, drafter, foreign_drafter)
+        return LocalBackend(self._target.with_own_cache(), config, drafter, foreign_drafter)
 
     @property
     def card(self) -> ModelCard:

@@ -18,7 +18,7 @@ TREE = CandidateTree(np.asarray([17, 4, 9, 3, 5], np.int32), np.asarray([-1, -1,
 
 
 def test_the_walk_descends_while_a_child_carries_the_targets_token() -> None:
-    accepted = walk(TREE, [17, 0, 0, 8, 0, 0][:1] + [9, 0, 8, 0, 0])
+    accepted = walk(TREE, [17, 9, 0, 8, 0, 0])
     assert accepted.nodes == (0, 2)
     assert accepted.token_ids == (17, 9, 8)
 

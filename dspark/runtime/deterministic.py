@@ -2,12 +2,13 @@
 
 A matrix product's rounding depends on how many rows share it, so every product runs on tiles of a fixed number of rows, the
 last one padded; and attention sums a row's own context in blocks of fixed size, in the order of positions, wherever the
-slots lie. Elementwise operations and reductions over one row never see the neighbours. It costs speed
-(docs/measurements.md), so it is a choice.
+slots lie. Reductions over one row never see the neighbours, and of the elementwise operations only activations do. It costs
+speed (docs/measurements.md), so it is a choice.
 
 Symbols: R rows, H query heads, H_kv key/value heads, G = H / H_kv, D head size, C block size, P padded context length.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ BLOCK_POSITIONS = 64
 ROWS_AT_ONCE = 64
 """Only bounds memory: rows do not see each other."""
 
+_SIGMOIDS = (torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid)
 _MATMULS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
 
 
@@ -34,13 +36,41 @@ class FixedRowTiles(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Intercept `linear` and matrix products with a two-dimensional right side; pass everything else on."""
+        """Intercept `linear`, matrix products with a two-dimensional right side, and activations; pass everything else on."""
         kwargs = kwargs or {}
         if func is functional.linear:
             return _linear(*args, **kwargs)
         if func in _MATMULS and args[1].ndim == 2 and args[0].ndim >= 2 and not kwargs:
             return _tiled(args[0], lambda tile: torch.mm(tile, args[1]))
+        if func is functional.silu:
+            return _silu(*args, **kwargs)
+        if func is functional.gelu:
+            return _gelu(*args, **kwargs)
+        if func in _SIGMOIDS and not kwargs:
+            return _sigmoid(args[0].float()).to(args[0].dtype)
         return func(*args, **kwargs)
+
+
+# Torch's own activations take vectors of elements and then the rest one by one, with another exponential: the last row of an
+# odd batch rounds differently. `exp`, `tanh` and `erf` themselves do not, nor do sums and products.
+
+
+def _sigmoid(values: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + torch.exp(-values))
+
+
+def _silu(values: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    wide = values.float()
+    return (wide * _sigmoid(wide)).to(values.dtype)
+
+
+def _gelu(values: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    wide = values.float()
+    if approximate == "tanh":
+        inner = torch.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * (wide * wide * wide)))
+    else:
+        inner = torch.erf(wide * math.sqrt(0.5))
+    return (0.5 * wide * (1 + inner)).to(values.dtype)
 
 
 def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

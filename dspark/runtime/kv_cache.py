@@ -94,6 +94,7 @@ class KvTensors:
             return keys[slots], values[slots]
         return keys.index_select(0, slots), values.index_select(0, slots)
 
+    @torch.inference_mode()  # the forward makes the tensors in this mode, and outside of it they may not be written
     def move(self, source: list[int], destination: list[int]) -> None:
         """Copy slots in every layer; reads all before it writes, so that the two lists may overlap."""
         for keys, values in self._layers.values():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from dspark.config import TargetConfig
 from dspark.errors import ConfigError
@@ -20,6 +21,12 @@ class LoadedTarget:
     verifier: BatchVerifier
     card: ModelCard
     packed_model: PackedModel
+    config: TargetConfig
+    _weights: PreTrainedModel
+
+    def with_own_cache(self) -> "LoadedTarget":
+        """The same weights with other sessions and another cache: two step loops must never share a verifier."""
+        return _put_together(self.config, self.card, self._weights)
 
 
 def load_target(config: TargetConfig) -> LoadedTarget:
@@ -30,18 +37,20 @@ def load_target(config: TargetConfig) -> LoadedTarget:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     register()
-    folder = resolve_folder(config)
     card = target_card(config)
-    model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
+    return _put_together(config, card, load_causal_lm(config, attention=ATTENTION_NAME, folder=resolve_folder(config)))
+
+
+def _put_together(config: TargetConfig, card: ModelCard, weights: PreTrainedModel) -> LoadedTarget:
     packed = PackedModel(
-        model,
+        weights,
         num_cache_tokens=config.kv_cache.num_tokens,
         block_tokens=config.kv_cache.block_tokens,
         deterministic=config.deterministic,
     )
     packed.warm_up()
     verifier = BatchVerifier(packed, max_length=card.max_length, max_batch_rows=config.max_batch_rows)
-    return LoadedTarget(verifier, card, packed)
+    return LoadedTarget(verifier, card, packed, config, weights)
 
 
 def target_card(config: TargetConfig) -> ModelCard:

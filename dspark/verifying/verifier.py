@@ -112,9 +112,7 @@ class BatchVerifier:
 
     def _preempt_youngest(self, session: TargetSession, keep: set[SessionId]) -> bool:
         """Take the blocks of the youngest session that is younger than this one; its tokens stay, so it is recomputed later."""
-        younger = [
-            s for s in self._sessions.values() if s.table.blocks and s.arrival > session.arrival and s.session_id not in keep
-        ]
+        younger = [s for s in self._sessions.values() if s.table.blocks and s.arrival > session.arrival and s.session_id not in keep]
         if not younger:
             return False
         victim = max(younger, key=lambda s: s.arrival)
@@ -125,25 +123,30 @@ class BatchVerifier:
     def _run(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
         """Forward all together; if that fails, each alone, so that one session's fault stays its own."""
         try:
-            self._forward(chosen)
-        except RuntimeError as error:
+            tokens, finite = self._forward(chosen)
+        except Exception as error:  # whatever a model's own code raises
             if len(chosen) == 1:
                 self._fail(chosen[0][0], error)
                 return
             for one in chosen:
                 self._run([one])
+        else:
+            self._advance(chosen, tokens, finite)
 
-    def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
-        complete = [session for session, rows in chosen if session.completes_with(rows)]
+    def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> tuple[list[int], list[bool]]:
+        """The target's token of every anchor and candidate, and whether its logits were finite. No session changes, so it can be repeated."""
         logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
-        sampling = [row for session in complete for row in session.row_sampling()]
-        tokens = self._sampler.choose(logits, sampling).tolist() if complete else []
-        finite = torch.isfinite(logits).all(-1).tolist()
-        for session, rows in chosen:
-            if session not in complete:
-                session.num_cached += rows
+        sampling = [row for session, rows in chosen if session.completes_with(rows) for row in session.row_sampling()]
+        tokens = self._sampler.choose(logits, sampling).tolist() if sampling else []
+        return tokens, torch.isfinite(logits).all(-1).tolist()
+
+    def _advance(self, chosen: Sequence[tuple[TargetSession, int]], tokens: list[int], finite: list[bool]) -> None:
+        """Prompt chunks are cached, finished rounds committed."""
         start = 0
-        for session in complete:
+        for session, rows in chosen:
+            if not session.completes_with(rows):
+                session.num_cached += rows
+                continue
             stop = start + 1 + len(session.tree)
             if all(finite[start:stop]):
                 self._commit(session, tokens[start:stop])

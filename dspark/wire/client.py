@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _CHANNEL_OPTIONS = (
     *GRPC_OPTIONS,
-    # A connection of its own: else a new replica at the address of a dead one would wait for the dead one's back-off.
+    # A connection of its own for each stream: no shared flow control, no back-off inherited from a dead replica at the same address.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
@@ -158,7 +158,9 @@ class RemoteReplica(ABC):
         reason = "the replica ended the stream"
         try:
             await self.duplex.run(self.handle)
-        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+        except grpc.aio.AioRpcError as error:
+            reason = f"the stream to the replica broke ({error.code().name})"
+        except (grpc.aio.BaseError, asyncio.InvalidStateError):
             reason = "the stream to the replica broke"
         except DSparkError as error:
             reason = str(error)

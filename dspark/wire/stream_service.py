@@ -202,19 +202,26 @@ class StreamService(ABC, Generic[_Backend]):
             logger.exception("the callback for the end of session %s failed", session_id)
 
     async def _call(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """One stream from Hello to its end. Texts of errors not raised on purpose stay here."""
+        # Not aborted while an error is handled: the abort would hold the error, and it the stream, until the garbage collector comes.
+        status = await self._serve(context)
+        if status is not None:
+            await context.abort(*status)
+
+    async def _serve(self, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[grpc.StatusCode, str] | None:
+        """One stream from Hello to its end, and the status to end it with. Texts of errors not raised on purpose stay here."""
         try:
             router_id = await self._greet(context)
             if router_id is not None:
                 await self.connect(router_id, context).serve()
         except DSparkError as error:
             logger.info("a router's stream ended: %s", error)
-            await context.abort(grpc.StatusCode[status_codes(error).grpc], error.message)
+            return grpc.StatusCode[status_codes(error).grpc], error.message
         except grpc.aio.BaseError:
             logger.info("a router's stream broke")
         except Exception:
             logger.exception("a router's stream failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+            return grpc.StatusCode.INTERNAL, "internal error"
+        return None
 
     async def _greet(self, context: grpc.aio.ServicerContext[Any, Any]) -> RouterId | None:
         """The router's id, or None if it left without a word. Raises FingerprintMismatch, InvalidMessage or DeadlineExceeded."""

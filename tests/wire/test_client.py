@@ -299,9 +299,10 @@ async def test_a_router_that_was_itself_held_up_does_not_blame_the_replica() -> 
         serving(target_service(ToyHost(), silence_s=0.4)) as address,
         connected(RemoteVerifier, address, silence_s=0.4) as verifier,
     ):
-        await asyncio.sleep(0.1)
-        time.sleep(1.0)  # noqa: ASYNC251 (the stall is the point)
-        await asyncio.sleep(0.3)
+        for _ in range(6):
+            await asyncio.sleep(0.13)
+            time.sleep(0.5)  # noqa: ASYNC251 (the stall is the point)
+        await asyncio.sleep(0.2)
         assert not verifier.lost()
 
 

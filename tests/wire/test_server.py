@@ -393,7 +393,8 @@ async def test_a_close_or_a_callback_that_raises_keeps_no_other_session_alive() 
         assert sorted(closed) == sorted(told) == [A, B]
 
 
-async def test_an_ended_stream_lets_go_of_its_view() -> None:
+@pytest.mark.parametrize("rubbish", [None, b"\xff\xff\xff"])
+async def test_an_ended_stream_lets_go_of_its_view_without_the_garbage_collector(rubbish: bytes | None) -> None:
     views: list[weakref.ref[ToyVerifier]] = []
 
     class ForgettingHost:
@@ -409,7 +410,7 @@ async def test_an_ended_stream_lets_go_of_its_view() -> None:
         await until(lambda: service.holds(A))
         gc.disable()
         try:
-            await router.close()
+            await (router.close() if rubbish is None else router.call.write(rubbish))
             await until(lambda: views[0]() is None)
         finally:
             gc.enable()

@@ -65,6 +65,8 @@ class VerifierRunner:
         """A view for one router."""
         connection = VerifierConnection(self, router_id)
         self._connections.add(connection)
+        if self._task is not None and self._task.done():
+            connection.break_off()
         return connection
 
     def command(self, connection: "VerifierConnection", session_id: SessionId, action: Callable[[], None]) -> None:
@@ -95,6 +97,8 @@ class VerifierRunner:
                     report = await loop.run_in_executor(self._thread, self._step)
                     self._hand_out(report)
                     await asyncio.sleep(0)  # rounds that the reports set off join the next step
+                    if not (report.batch_rows or report.results or report.failures or self._commands):
+                        break  # all that waits needs blocks of sessions that are between rounds: only a command can help
         except Exception:
             logger.exception("the target's step loop ended")
             raise

@@ -66,6 +66,4 @@ def target_card(config: TargetConfig) -> ModelCard:
             raise ConfigError(f"target.max_length {config.max_length} is above the model's {card.max_length}", "target.max_length")
         limits.append(config.max_length)
     name = config.served_name or card.name
-    return ModelCard(
-        name, card.vocab_size, min(limits), card.eos_token_ids, card.model_fingerprint, card.tokenizer_fingerprint
-    )
+    return ModelCard(name, card.vocab_size, min(limits), card.eos_token_ids, card.model_fingerprint, card.tokenizer_fingerprint)

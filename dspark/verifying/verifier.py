@@ -89,10 +89,13 @@ class BatchVerifier:
     def _choose(self) -> list[tuple[TargetSession, int]]:
         """Sessions of the step and their rows, with slots reserved for all of them."""
         waiting = sorted((s for s in self._sessions.values() if s.pending is not None), key=lambda s: s.arrival)
-        shares = share_rows([session.work() for session in waiting], self._max_batch_rows)
+        works = {session.session_id: session.work() for session in waiting}
+        shares = share_rows(list(works.values()), self._max_batch_rows)
         chosen: list[tuple[TargetSession, int]] = []
         for session in waiting:
             rows = shares.get(session.session_id, 0)
+            if session.work() != works[session.session_id]:
+                continue  # preempted a moment ago: its rows no longer fit what it needs, so its turn is the next step
             if rows and self._reserve(session, rows, keep={s.session_id for s, _ in chosen}):
                 chosen.append((session, rows))
         return chosen
@@ -134,7 +137,7 @@ class BatchVerifier:
             self._advance(chosen, tokens, finite)
 
     def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> tuple[list[int], list[bool]]:
-        """The target's token of every anchor and candidate, and whether its logits were finite. No session changes, so it can be repeated."""
+        """The target's token of every anchor and candidate, and whether its logits were finite. Changes no session: it may be repeated."""
         logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
         sampling = [row for session, rows in chosen if session.completes_with(rows) for row in session.row_sampling()]
         tokens = self._sampler.choose(logits, sampling).tolist() if sampling else []

@@ -1,0 +1,81 @@
+"""Every metric is documented, and rounds are counted as they were."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import telemetry
+from deployments.telemetry import DESCRIPTIONS, RouterMetrics
+from dspark.messages import StepReport
+from dspark.session import Session, TokenChunk
+from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+
+class Recorded:
+    """Keeps what Ray's Counter, Gauge or Histogram would have been told."""
+
+    all: dict[str, "Recorded"] = {}  # noqa: RUF012
+
+    def __init__(self, name: str, description: str, **_: Any) -> None:
+        self.values: list[tuple[float, dict[str, str]]] = []
+        Recorded.all[name] = self
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        self.tags = tags
+
+    def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
+        assert value > 0, "Ray raises"
+        self.values.append((value, tags or {}))
+
+    set = observe = lambda self, value, tags=None: self.values.append((value, tags or {}))
+
+    @property
+    def total(self) -> float:
+        return sum(value for value, _ in self.values)
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> RouterMetrics:
+    Recorded.all.clear()
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(telemetry, kind, Recorded)
+    return RouterMetrics("demo:target")
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(SessionId("one"), (1, 2), SamplingParams(), StopRules(max_tokens=9))
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists(metrics: RouterMetrics) -> None:
+    documented = set(re.findall(r"^\| `(dspark_\w+)`", DOCUMENT.read_text(), re.MULTILINE))
+    assert documented == set(Recorded.all) | {f"dspark_{name}" for name in DESCRIPTIONS}
+
+
+def test_a_round_is_counted_as_it_was(metrics: RouterMetrics, session: Session) -> None:
+    metrics.round_done(session, TokenChunk((5, 6, 7), None, num_drafted=4, num_selected=3, num_accepted=2), round_ms=12.5)
+    metrics.round_done(session, TokenChunk((8,), None), round_ms=2.5)
+    totals = {name.removeprefix("dspark_").removesuffix("_total"): metric.total for name, metric in Recorded.all.items()}
+    assert (totals["drafted_tokens"], totals["selected_tokens"], totals["accepted_tokens"]) == (4, 3, 2)
+    assert (totals["committed_tokens"], totals["rounds"], totals["round_ms"]) == (4, 2, 15.0)
+    assert [tags["position"] for _, tags in Recorded.all["dspark_accepted_at_position_total"].values] == ["1", "2"]
+
+
+def test_sessions_are_counted_up_and_down_with_the_reason(metrics: RouterMetrics, session: Session) -> None:
+    for _ in range(2):
+        metrics.session_started(session)
+    metrics.session_ended(session, FinishReason.LENGTH)
+    metrics.session_ended(session, None)
+    assert [value for value, _ in Recorded.all["dspark_sessions"].values] == [0, 1, 2, 1, 0]
+    assert [tags["reason"] for _, tags in Recorded.all["dspark_sessions_ended_total"].values] == ["length", "left"]
+
+
+def test_a_report_without_a_forward_is_no_forward(metrics: RouterMetrics) -> None:
+    metrics.step_done(StepReport(verify_ms=0.1, batch_rows=0))
+    metrics.step_done(StepReport(verify_ms=8.0, batch_rows=5))
+    assert [value for value, _ in Recorded.all["dspark_verify_ms"].values] == [8.0]
+    assert [value for value, _ in Recorded.all["dspark_batch_rows"].values] == [5]

@@ -162,13 +162,14 @@ def _deploy(name: str, route_prefix: str | None, import_path: str, args: ServeAr
     try:
         serve.run(application, name=name, route_prefix=route_prefix)
     except RuntimeError as error:
-        raise ReplicaUnavailable(f"application {name!r} could not be deployed: {_reason(str(error))}") from error
+        messages = [deployment.message for deployment in serve.status().applications[name].deployments.values()]
+        raise ReplicaUnavailable(f"application {name!r} could not be deployed: {_reason([str(error), *messages])}") from error
 
 
-def _reason(text: str) -> str:
+def _reason(messages: list[str]) -> str:
     """The line of this project's own error in Serve's pages of traceback, if there is one."""
     names = [kind.__name__ for kind in _error_kinds(DSparkError)]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     own = [line for line in lines if any(line.startswith(f"dspark.errors.{name}:") for name in names)]
     return own[-1].removeprefix("dspark.errors.") if own else (lines[-1] if lines else "no reason given; try --verbose")
 

@@ -1,14 +1,17 @@
 """ThreadedDrafter: a BatchDrafter on a thread of its own, behind the port, shared by any number of routers."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dspark.batching import NaturalBatcher
 from dspark.drafting.language_model import BatchDrafter
-from dspark.errors import DraftUnavailable
-from dspark.messages import DraftReport, DraftRequest, SessionOpen
+from dspark.errors import DraftUnavailable, DSparkError
+from dspark.messages import DraftReport, DraftRequest, SessionFailure, SessionOpen
 from dspark.types import SessionId
+
+logger = logging.getLogger(__name__)
 
 
 class ThreadedDrafter:
@@ -27,7 +30,8 @@ class ThreadedDrafter:
 
     def open(self, session: SessionOpen) -> None:
         """See ports.Drafter."""
-        self._thread.submit(self._drafter.open, session)
+        if not self._stopped:
+            self._thread.submit(self._drafter.open, session)
 
     async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
         """See ports.Drafter."""
@@ -48,7 +52,12 @@ class ThreadedDrafter:
 
     async def _process(self, waiting: list[Sequence[DraftRequest]]) -> list[DraftReport | Exception]:
         requests = [request for batch in waiting for request in batch]
-        report = await asyncio.get_running_loop().run_in_executor(self._thread, self._drafter.draft, requests)
+        try:
+            report = await asyncio.get_running_loop().run_in_executor(self._thread, self._drafter.draft, requests)
+        except Exception as error:  # whatever a model's own code raises: these rounds go without candidates
+            logger.exception("a batch of drafts failed")
+            message = f"the drafter could not compute this round ({type(error).__name__})"
+            report = DraftReport(failures=tuple(SessionFailure(r.session_id, DSparkError.__name__, message) for r in requests))
         return [_share_of(report, {request.session_id for request in batch}) for batch in waiting]
 
 

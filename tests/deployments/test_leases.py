@@ -151,9 +151,9 @@ async def test_a_lease_that_ends_by_itself_is_lost(script: Any) -> None:
     pool = pool_of(Handle(script), Network())
     lease = await pool.acquire(SESSION)
     assert not lease.lost()
-    async with asyncio.timeout(1.0):
-        while not lease.lost():
-            await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert lease.lost()
     await lease.release()
 
 
@@ -212,7 +212,7 @@ async def test_a_connection_that_fails_gives_the_lease_back(error: Exception) ->
 
 async def test_a_lease_that_does_not_come_in_time_is_cancelled() -> None:
     handle = Handle(never)
-    with pytest.raises(TargetUnavailable, match="within 0.05 s"):
+    with pytest.raises(TargetUnavailable, match=r"within 0\.05 s"):
         await pool_of(handle, Network(), acquire_timeout_s=0.05).acquire(SESSION)
     assert handle.calls[0].cancelled
 

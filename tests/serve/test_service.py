@@ -122,10 +122,12 @@ def test_leaving_a_stream_frees_everything_over_http(cluster: Cluster) -> None:
 
 
 def test_abort_ends_a_request_from_another_connection(cluster: Cluster, client: Client) -> None:
-    with Client(cluster.grpc_address) as other, pytest.raises(RequestAborted):
-        for number, _ in enumerate(client.stream(PROMPT, request_id="to-be-ended", **ENDLESS)):
-            if number == 2:
-                assert other.abort("to-be-ended")
+    chunks = client.stream(PROMPT, request_id="to-be-ended", **ENDLESS)
+    next(chunks)
+    with Client(cluster.grpc_address) as other:
+        assert other.abort("to-be-ended")
+    with pytest.raises(RequestAborted):
+        list(chunks)
     assert not client.abort("to-be-ended")
     wait_until_idle(cluster)
 
@@ -165,12 +167,13 @@ def test_a_killed_drafter_costs_nothing_but_speed(cluster: Cluster, client: Clie
 def test_a_killed_target_is_a_clear_error_and_the_service_comes_back(cluster: Cluster, client: Client) -> None:
     golden = client.generate(PROMPT, **SAMPLED)
     (pid,) = cluster.replica_pids("Target")
-    killed_at = 0.0
+    chunks = client.stream(PROMPT, **ENDLESS)
+    for _ in range(5):
+        next(chunks)
+    os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
     with pytest.raises(ReplicaUnavailable, match="try again later"):
-        for number, _ in enumerate(client.stream(PROMPT, **ENDLESS)):
-            if number == 5:
-                os.kill(pid, signal.SIGKILL)
-                killed_at = time.monotonic()
+        list(chunks)
     assert time.monotonic() - killed_at < 5.0
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{cluster.http_url}/ready", timeout=60.0)

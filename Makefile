@@ -42,7 +42,9 @@ protos: $(STAMP) ## Write the stubs of protos/ anew
 	$(BIN)/python protos/generate.py
 
 bench: $(STAMP) ## Measure acceptance and speed of the shipped pair on this machine
-	$(BIN)/dspark bench
+	$(BIN)/dspark bench accept
+	$(BIN)/dspark bench speed
+	$(BIN)/dspark bench lossless
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -127,7 +127,8 @@ def _refuse_aliases(path: Path, text: str) -> None:
     """A few nested aliases can unfold to billions of values, and nothing here needs one."""
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(f"{path}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not used here")
+            line = getattr(event.start_mark, "line", 0) + 1
+            raise ConfigError(f"{path}:{line}: aliases (*{event.anchor}) are not used here")
 
 
 def _key_lines(path: Path, node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]]:

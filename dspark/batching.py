@@ -18,6 +18,7 @@ class NaturalBatcher(Generic[Item, Answer]):
     def __init__(self, process: Callable[[list[Item]], Awaitable[list[Answer | Exception]]]) -> None:
         self._process = process
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._running: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Answer:
@@ -28,26 +29,22 @@ class NaturalBatcher(Generic[Item, Answer]):
             self._worker = asyncio.create_task(self._drain())
         return await future
 
-    async def stop(self) -> None:
-        """Cancel what runs and what waits."""
+    async def stop(self, error: Exception) -> None:
+        """Cancel what runs; everyone who waits is given `error` (a cancellation would look like their own)."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        for _, future in self._waiting:
-            future.cancel()
-        self._waiting.clear()
+        for _, future in (*self._running, *self._take()):
+            _settle(future, error)
 
     async def _drain(self) -> None:
         await asyncio.sleep(0)  # callers woken by the same event still get into the first batch
         while batch := [(item, future) for item, future in self._take() if not future.done()]:
+            self._running = batch
             try:
                 answers = await self._process([item for item, _ in batch])
             except Exception as error:
                 answers = [error] * len(batch)
-            except asyncio.CancelledError:
-                for _, future in batch:
-                    future.cancel()
-                raise
             for (_, future), answer in zip(batch, answers, strict=True):
                 _settle(future, answer)
             await asyncio.sleep(0)  # let the answered callers come back with their next item

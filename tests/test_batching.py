@@ -80,7 +80,7 @@ async def test_a_caller_that_gives_up_leaves_its_batch_unharmed() -> None:
     assert hasty.cancelled()
 
 
-async def test_stop_cancels_what_runs_and_what_waits() -> None:
+async def test_stop_ends_the_batch_and_tells_everyone_who_waits_why() -> None:
     process = Doubler()
     process.may_go.clear()
     batcher = NaturalBatcher(process)
@@ -88,7 +88,15 @@ async def test_stop_cancels_what_runs_and_what_waits() -> None:
     await process.started.wait()
     waiting = asyncio.create_task(batcher.submit(2))
     await asyncio.sleep(0)
-    await batcher.stop()
+    await batcher.stop(DraftUnavailable("stopped"))
     for task in (running, waiting):
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(DraftUnavailable, match="stopped"):
             await task
+    assert process.batches == [[1]]
+
+
+async def test_stopping_an_idle_batcher_is_nothing() -> None:
+    batcher = NaturalBatcher(Doubler())
+    await batcher.stop(DraftUnavailable("stopped"))
+    assert await batcher.submit(2) == 4
+    await batcher.stop(DraftUnavailable("stopped"))

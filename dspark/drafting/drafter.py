@@ -47,7 +47,7 @@ class ThreadedDrafter:
     async def stop(self) -> None:
         """Finish the batch in hand and end."""
         self._stopped = True
-        await self._batcher.stop()
+        await self._batcher.stop(DraftUnavailable("the drafter has stopped"))
         self._thread.shutdown(wait=True)
 
     async def _process(self, waiting: list[Sequence[DraftRequest]]) -> list[DraftReport | Exception]:

@@ -6,16 +6,19 @@ Speculation is never needed for a right answer: nothing in this file raises beca
 
 import asyncio
 import contextlib
+import logging
 from typing import Protocol
 
 from dspark.config import DrafterConfig, LimitsConfig
-from dspark.errors import DraftUnavailable, DSparkError, StaleRound, UnknownSession
+from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRound, UnknownSession
 from dspark.messages import DraftRequest
 from dspark.ports import DrafterLease, DrafterPool
 from dspark.routing.lanes import DraftLane
 from dspark.routing.observer import Observer
 from dspark.session import Session
 from dspark.tree import CandidateTree
+
+logger = logging.getLogger(__name__)
 
 
 class DraftSource(Protocol):
@@ -122,6 +125,8 @@ class LeasedDrafts:
         try:
             tree = await asyncio.wait_for(self._draft(lease, depth), self._limits.draft_timeout_s)
             tree.check(self._vocab_size, self._config.max_nodes)
+            if len(tree) and tree.depths.max() > depth:
+                raise InvalidMessage(f"the tree is deeper than the {depth} levels asked for", "tree.parents")
             return tree
         except TimeoutError:
             self._observer.draft_lost("late")
@@ -132,6 +137,9 @@ class LeasedDrafts:
             self._open(lease)
         except DSparkError as error:
             self._observer.draft_lost(type(error).__name__)
+        except Exception:  # a drafter's own bug costs speed, not the answer
+            logger.exception("a drafter failed")
+            self._observer.draft_lost("failed")
         return CandidateTree.empty()
 
     async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
@@ -149,12 +157,12 @@ class LeasedDrafts:
         """Get a lease and let the drafter read the prompt, while the target does the same."""
         try:
             self._lease = await self._pool.acquire(self._session.session_id)
-        except DraftUnavailable as error:
+        except DSparkError as error:  # none in time, or one with another tokenizer
             self._observer.draft_lost(type(error).__name__)
             await asyncio.sleep(self._limits.draft_retry_s)
             return
         self._open(self._lease)
-        with contextlib.suppress(DSparkError):  # the first real draft meets the same fault, and deals with it
+        with contextlib.suppress(Exception):  # the first real draft meets the same fault, and deals with it
             await self._draft(self._lease, 0)
 
     def _open(self, lease: DrafterLease) -> None:

@@ -1,11 +1,12 @@
 """Lanes: one per replica. While the replica is busy, rounds wait; when it is free, all that wait go together, planned as one batch."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from dspark import errors
 from dspark.batching import NaturalBatcher
-from dspark.errors import DSparkError, ProtocolError, TargetUnavailable
+from dspark.errors import DraftUnavailable, DSparkError, ProtocolError, TargetUnavailable
 from dspark.messages import DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
 from dspark.ports import Drafter, Verifier
 from dspark.routing.observer import Observer
@@ -13,6 +14,8 @@ from dspark.scheduling.planner import plan
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
+
+logger = logging.getLogger(__name__)
 
 
 def error_of(failure: SessionFailure) -> DSparkError:
@@ -35,8 +38,8 @@ class DraftLane:
         return await self._batcher.submit(request)
 
     async def stop(self) -> None:
-        """Drop what waits."""
-        await self._batcher.stop()
+        """What waits is told that the drafter is gone."""
+        await self._batcher.stop(DraftUnavailable("the drafter was dropped"))
 
     async def _draft(self, requests: list[DraftRequest]) -> list[DraftResult | Exception]:
         report = await self.drafter.draft(requests)
@@ -77,6 +80,13 @@ class VerifyLane:
         self._in_flight: dict[SessionId, _Round] = {}
         self._lost: TargetUnavailable | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._silent_since = 0.0
+        """Event loop's time in seconds: of the last report, or of the first round after a pause."""
+
+    @property
+    def lost(self) -> bool:
+        """True once the target was given up; a new lane may find it well again."""
+        return self._lost is not None
 
     async def verify(self, session: Session, tree: CandidateTree) -> Verdict:
         """The target's verdict on one round. Raises TargetUnavailable if the replica is gone or silent."""
@@ -112,6 +122,8 @@ class VerifyLane:
             selected = waiting.tree.select(kept[session_id])
             waiting.num_selected = len(selected)
             requests.append(waiting.session.verify_request(selected))
+        if not self._in_flight:
+            self._silent_since = asyncio.get_running_loop().time()
         self._in_flight.update(ready)
         self.verifier.submit(requests)
 
@@ -120,25 +132,35 @@ class VerifyLane:
         try:
             while True:
                 report = await self._next_report()
+                self._silent_since = asyncio.get_running_loop().time()
                 self._settle(report)
                 self._observer.step_done(report)
                 await asyncio.sleep(0)  # sessions without a drafter are ready again at once
                 self._fire()
         except TargetUnavailable as error:
             self._give_up(error)
+        except Exception:  # without a reader everyone would wait for ever
+            logger.exception("the lane to a target failed")
+            self._give_up(TargetUnavailable("the connection to the target failed"))
 
     async def _next_report(self) -> StepReport:
         """Silence only counts while something is in flight."""
         reading = asyncio.ensure_future(self.verifier.next_report())
         try:
             while True:
-                done, _ = await asyncio.wait({reading}, timeout=self._silence_timeout_s)
+                done, _ = await asyncio.wait({reading}, timeout=self._patience_s())
                 if done:
                     return reading.result()
-                if self._in_flight:
+                if self._in_flight and self._patience_s() == 0:
                     raise TargetUnavailable(f"the target was silent for {self._silence_timeout_s:g} s")
         finally:
             reading.cancel()
+
+    def _patience_s(self) -> float:
+        """How long the target may still be silent."""
+        if not self._in_flight:
+            return self._silence_timeout_s
+        return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
 
     def _settle(self, report: StepReport) -> None:
         for result in report.results:

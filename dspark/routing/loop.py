@@ -57,7 +57,7 @@ class SpeculativeLoop:
         finally:
             self._observer.session_ended(session, session.finish_reason)
             lane.verifier.close(session.session_id)
-            await self._leave(lease, drafts)
+            await self._leave(lease, lane, drafts)
 
     async def stop(self) -> None:
         """End all lanes; sessions that still run are told that their target is gone."""
@@ -84,16 +84,16 @@ class SpeculativeLoop:
             )
         return self._verify_lanes[key]
 
-    async def _leave(self, lease: VerifierLease, drafts: DraftSource) -> None:
+    async def _leave(self, lease: VerifierLease, lane: VerifyLane, drafts: DraftSource) -> None:
         """Give both places back, whatever happens to the first."""
         try:
             await drafts.close()
         finally:
-            if lease.lost():
-                await self._drop_lane(lease)
+            if lease.lost() or lane.lost:
+                await self._drop_lane(lease, lane)
             await lease.release()
 
-    async def _drop_lane(self, lease: VerifierLease) -> None:
-        lane = self._verify_lanes.pop(id(lease.verifier), None)
-        if lane is not None:
-            await lane.stop()
+    async def _drop_lane(self, lease: VerifierLease, lane: VerifyLane) -> None:
+        if self._verify_lanes.get(id(lease.verifier)) is lane:
+            del self._verify_lanes[id(lease.verifier)]
+        await lane.stop()

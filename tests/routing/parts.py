@@ -1,0 +1,49 @@
+"""Sessions, limits and a counting observer for the tests of this room."""
+
+from collections import Counter
+from typing import Any
+
+from dspark.config import DrafterConfig, LimitsConfig
+from dspark.messages import DraftReport, StepReport
+from dspark.routing.observer import SilentObserver
+from dspark.session import Session, TokenChunk
+from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
+
+GREEDY = SamplingParams(temperature=0.0)
+NOISY = SamplingParams(temperature=1.0, top_p=0.95, seed=21)
+DRAFTER = DrafterConfig(max_depth=4, max_nodes=8)
+LIMITS: dict[str, Any] = {"draft_timeout_s": 0.05, "draft_retry_s": 0.02, "verify_timeout_s": 5.0}
+
+
+def limits_with(**changes: float) -> LimitsConfig:
+    return LimitsConfig(**(LIMITS | changes))
+
+
+def session_named(name: str, prompt: tuple[int, ...] = (1, 2, 3), sampling: SamplingParams = GREEDY, max_tokens: int = 40) -> Session:
+    return Session(SessionId(name), prompt, sampling, StopRules(max_tokens))
+
+
+class CountingObserver(SilentObserver):
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.lost: Counter[str] = Counter()
+        self.num_accepted = 0
+        self.num_drafts = 0
+        self.num_steps = 0
+        self.ended: list[FinishReason | None] = []
+
+    def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
+        self.num_accepted += chunk.num_accepted
+
+    def step_done(self, report: StepReport) -> None:
+        self.num_steps += 1
+
+    def draft_done(self, report: DraftReport) -> None:
+        self.num_drafts += 1
+
+    def draft_lost(self, reason: str) -> None:
+        self.lost[reason] += 1
+
+    def session_ended(self, session: Session, reason: FinishReason | None) -> None:
+        self.ended.append(reason)

@@ -75,18 +75,18 @@ def speed_table(config: EngineConfig, plan: SpeedPlan) -> str:
         f"{plan.count} prompts x {plan.max_tokens} tokens, {plan.clients} at a time, temperature {plan.temperature:g}, "
         f"{torch.get_num_threads()} thread(s), depth {config.drafter.max_depth}",
         "",
-        "| system | tokens/s (median) | against plain | tau | efficiency |",
-        "|---|---|---|---|---|",
+        "| system | tokens/s (median) | against plain | tau | bare forwards/s | efficiency |",
+        "|---|---|---|---|---|---|",
     ]
     for name, timing in timings.items():
-        efficiency = ""
-        if name in engines:
+        bare, efficiency = "", ""
+        if name in ("none", "language_model"):  # the others' rows per round vary
             drafted = config.drafter.max_depth if name == "language_model" else 0
-            bare = forward_rate(model, plan.clients, 1 + drafted, context)
-            efficiency = f"{timing.median / (timing.tau * plan.clients * bare):.2f}" if name != "lookup" else ""
+            rate = forward_rate(model, plan.clients, 1 + drafted, context)
+            bare, efficiency = f"{rate:.0f}", f"{timing.median / (timing.tau * plan.clients * rate):.2f}"
         tau = f"{timing.tau:.2f}" if timing.tau else ""
         label = "plain (same stack)" if name == "none" else name
-        rows.append(f"| {label} | {timing.median:.0f} | {relative[name]:.2f} | {tau} | {efficiency} |")
+        rows.append(f"| {label} | {timing.median:.0f} | {relative[name]:.2f} | {tau} | {bare} | {efficiency} |")
     _close(engines)
     return "\n".join(rows)
 

@@ -123,7 +123,8 @@ class LeasedDrafts:
     async def _draft_in_time(self, lease: DrafterLease, depth: int) -> CandidateTree:
         """The drafter's answer, or an empty tree where it is late, stale, wrong or gone."""
         try:
-            tree = await asyncio.wait_for(self._draft(lease, depth), self._limits.draft_timeout_s)
+            async with asyncio.timeout(self._limits.draft_timeout_s):  # `wait_for` can swallow a cancellation in Python 3.11
+                tree = await self._draft(lease, depth)
             tree.check(self._vocab_size, self._config.max_nodes)
             if len(tree) and tree.depths.max() > depth:
                 raise InvalidMessage(f"the tree is deeper than the {depth} levels asked for", "tree.parents")

@@ -185,5 +185,5 @@ class VerifyLane:
         for rounds in (self._ready, self._in_flight):
             if rounds.get(session_id) is waiting:
                 del rounds[session_id]
-        if not self._in_flight and self._ready:
-            self._fire()
+                if not self._in_flight:
+                    self._fire()

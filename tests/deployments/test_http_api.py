@@ -359,7 +359,7 @@ async def test_the_schema_describes_the_bodies_and_every_reference_leads_somewhe
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is watched has no event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

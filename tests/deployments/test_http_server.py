@@ -38,7 +38,7 @@ async def port(service: EchoService) -> AsyncIterator[int]:
 
 async def until(condition: Callable[[], bool], within_s: float) -> None:
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - what is watched has no event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

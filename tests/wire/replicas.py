@@ -229,7 +229,7 @@ def failed(session_id: str, failures: Sequence[Any]) -> SessionFailure:
 
 async def until(condition: Any, timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 (what is waited for knows nothing of events)
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -20,6 +20,7 @@ CONTAINER = {
     "name": str,
     "image": str,
     "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
+    "env": [{"name": str, "value": str}],
     "ports": [{"name": str, "containerPort": int}],
     "resources": {"requests": {"cpu": str, "memory": str}, "limits": {"cpu": str, "memory": str}},
     "startupProbe": PROBE,
@@ -158,6 +159,7 @@ def test_pods_run_without_privileges_and_ray_asks_for_its_token(service: Any) ->
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert all(container["securityContext"]["allowPrivilegeEscalation"] is False for container in pod["containers"])
+        assert all({"name": "DSPARK_DATA_HOST", "value": "node"} in container["env"] for container in pod["containers"])
 
 
 def test_image_ray_and_package_versions_agree(service: Any) -> None:

@@ -99,9 +99,9 @@ async def test_a_late_drafter_gives_an_empty_tree_in_time_and_is_asked_again(des
 async def test_a_lost_lease_is_given_back_and_speculation_resumes_on_the_next(desk: Desk) -> None:
     assert await desk.speculating()
     desk.pool.gone = True
+    desk.drafter.forget_all()
     assert len(await desk.propose()) == 0
     desk.pool.gone = False
-    desk.drafter.forget_all()
     desk.commit(3)
     assert await desk.speculating()
     assert (desk.pool.num_acquired, len(desk.pool.leases)) == (2, 1)

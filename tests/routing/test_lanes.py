@@ -174,6 +174,23 @@ async def test_stopping_a_lane_tells_everyone_who_waits() -> None:
             await task
 
 
+async def test_a_finished_round_does_not_fire_before_its_neighbours_are_back() -> None:
+    """Else sessions would fall into groups that take turns, each in a batch of half the size."""
+    target = ToyTarget(ToyLaw(), step_s=0.01)
+    lane = lane_to(target)
+    sessions = opened(target, "a", "b", "c", "d")
+
+    async def rounds(session: Session) -> None:
+        for _ in range(5):
+            session.commit((await lane.verify(session, CandidateTree.empty())).result)
+
+    tasks = [asyncio.create_task(rounds(session)) for session in sessions[:3]]
+    await asyncio.sleep(0.005)
+    await asyncio.gather(*tasks, rounds(sessions[3]))
+    assert [len(batch) for batch in target.batches] == [3, 4, 4, 4, 4, 1]
+    await lane.stop()
+
+
 async def test_a_session_that_gives_up_does_not_keep_the_others_waiting() -> None:
     """Its result may never come: the lane must not believe for ever that the target is busy with it."""
     target = ToyTarget(ToyLaw(), step_s=60)

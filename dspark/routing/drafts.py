@@ -7,6 +7,7 @@ Speculation is never needed for a right answer: nothing in this file raises beca
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from typing import Protocol
 
 from dspark.config import DrafterConfig, LimitsConfig
@@ -19,6 +20,9 @@ from dspark.session import Session
 from dspark.tree import CandidateTree
 
 logger = logging.getLogger(__name__)
+
+MAX_DOUBLINGS = 5
+"""Of the pause after a late draft: at most 32 times draft_retry_s."""
 
 
 class DraftSource(Protocol):
@@ -43,30 +47,38 @@ class NoDrafts:
 
 
 class DraftLanes:
-    """The lanes of a router, one for each drafter it has met. Dropped when the drafter is."""
+    """The lanes of a router, one for each drafter that some session has a lease on."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._lanes: dict[int, DraftLane] = {}
+        self._num_leases: Counter[int] = Counter()
+
+    def enter(self, lease: DrafterLease) -> None:
+        """A session got a lease: its replica's lane is needed."""
+        key = id(lease.drafter)  # the lane holds the drafter, so no other can get its id
+        if key not in self._lanes:
+            self._lanes[key] = DraftLane(lease.drafter, self._observer)
+        self._num_leases[key] += 1
 
     def of(self, lease: DrafterLease) -> DraftLane:
-        """The lane of the lease's replica; made when first asked for."""
-        lane = self._lanes.get(id(lease.drafter))
-        if lane is None:
-            lane = self._lanes[id(lease.drafter)] = DraftLane(lease.drafter, self._observer)
-        return lane
+        """The lane of an entered lease."""
+        return self._lanes[id(lease.drafter)]
 
-    async def drop(self, lease: DrafterLease) -> None:
-        """Forget a dead replica's lane."""
-        lane = self._lanes.pop(id(lease.drafter), None)
-        if lane is not None:
-            await lane.stop()
+    async def leave(self, lease: DrafterLease) -> None:
+        """The session's lease is over; the last one takes the lane with it. What others wait for is left alone."""
+        key = id(lease.drafter)
+        self._num_leases[key] -= 1
+        if self._num_leases[key] == 0:
+            del self._num_leases[key]
+            await self._lanes.pop(key).stop()
 
     async def stop(self) -> None:
-        """Drop all lanes."""
+        """End all lanes."""
         for lane in self._lanes.values():
             await lane.stop()
         self._lanes.clear()
+        self._num_leases.clear()
 
 
 class LeasedDrafts:
@@ -92,6 +104,10 @@ class LeasedDrafts:
         self._lease: DrafterLease | None = None
         self._known_length = 0
         """Committed length at the last answered request: where the next delta starts."""
+        self._num_late = 0
+        """Drafts in a row that came too late."""
+        self._paused_until_s = 0.0
+        """Event loop's time before which a late drafter is not asked again."""
         self._background: asyncio.Task[None] | None = asyncio.create_task(self._acquire())
 
     async def propose(self) -> CandidateTree:
@@ -106,7 +122,7 @@ class LeasedDrafts:
             await self._drop(lease, "its replica is gone")
             return CandidateTree.empty()
         depth = min(self._config.max_depth, self._session.tokens_left - 1)
-        if depth <= 0:
+        if depth <= 0 or asyncio.get_running_loop().time() < self._paused_until_s:
             return CandidateTree.empty()
         return await self._draft_in_time(lease, depth)
 
@@ -116,9 +132,12 @@ class LeasedDrafts:
             self._background.cancel()
             await asyncio.gather(self._background, return_exceptions=True)
         if self._lease is not None:
-            self._lease.drafter.close(self._session.session_id)
-            await self._lease.release()
-            self._lease = None
+            lease, self._lease = self._lease, None
+            lease.drafter.close(self._session.session_id)
+            try:
+                await self._lanes.leave(lease)
+            finally:
+                await lease.release()
 
     async def _draft_in_time(self, lease: DrafterLease, depth: int) -> CandidateTree:
         """The drafter's answer, or an empty tree where it is late, stale, wrong or gone."""
@@ -128,9 +147,11 @@ class LeasedDrafts:
             tree.check(self._vocab_size, self._config.max_nodes)
             if len(tree) and tree.depths.max() > depth:
                 raise InvalidMessage(f"the tree is deeper than the {depth} levels asked for", "tree.parents")
+            self._num_late = 0
             return tree
         except TimeoutError:
             self._observer.draft_lost("late")
+            self._pause()
         except DraftUnavailable:
             await self._drop(lease, "unavailable")
         except (UnknownSession, StaleRound):
@@ -142,6 +163,12 @@ class LeasedDrafts:
             logger.exception("a drafter failed")
             self._observer.draft_lost("failed")
         return CandidateTree.empty()
+
+    def _pause(self) -> None:
+        """A hung drafter must not cost every round its whole timeout: leave it alone, each time for twice as long."""
+        pause_s = self._limits.draft_retry_s * 2 ** min(self._num_late, MAX_DOUBLINGS)
+        self._num_late += 1
+        self._paused_until_s = asyncio.get_running_loop().time() + pause_s
 
     async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
         session = self._session
@@ -162,6 +189,7 @@ class LeasedDrafts:
             self._observer.draft_lost(type(error).__name__)
             await asyncio.sleep(self._limits.draft_retry_s)
             return
+        self._lanes.enter(self._lease)
         self._open(self._lease)
         with contextlib.suppress(Exception):  # the first real draft meets the same fault, and deals with it
             await self._draft(self._lease, 0)
@@ -177,6 +205,6 @@ class LeasedDrafts:
     async def _drop(self, lease: DrafterLease, reason: str) -> None:
         self._observer.draft_lost(reason)
         self._lease = None
-        await self._lanes.drop(lease)
+        await self._lanes.leave(lease)
         await lease.release()
         self._ask_again(None)

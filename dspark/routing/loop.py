@@ -57,7 +57,7 @@ class SpeculativeLoop:
         finally:
             self._observer.session_ended(session, session.finish_reason)
             lane.verifier.close(session.session_id)
-            await self._leave(lease, lane, drafts)
+            await _leave(lease, drafts)
 
     async def stop(self) -> None:
         """End all lanes; sessions that still run are told that their target is gone."""
@@ -74,7 +74,9 @@ class SpeculativeLoop:
         )
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:
-        key = id(lease.verifier)
+        for key in [key for key, lane in self._verify_lanes.items() if lane.lost]:
+            del self._verify_lanes[key]
+        key = id(lease.verifier)  # the lane holds the verifier, so no other can get its id
         if key not in self._verify_lanes:
             self._verify_lanes[key] = VerifyLane(
                 lease.verifier,
@@ -84,16 +86,10 @@ class SpeculativeLoop:
             )
         return self._verify_lanes[key]
 
-    async def _leave(self, lease: VerifierLease, lane: VerifyLane, drafts: DraftSource) -> None:
-        """Give both places back, whatever happens to the first."""
-        try:
-            await drafts.close()
-        finally:
-            if lease.lost() or lane.lost:
-                await self._drop_lane(lease, lane)
-            await lease.release()
 
-    async def _drop_lane(self, lease: VerifierLease, lane: VerifyLane) -> None:
-        if self._verify_lanes.get(id(lease.verifier)) is lane:
-            del self._verify_lanes[id(lease.verifier)]
-        await lane.stop()
+async def _leave(lease: VerifierLease, drafts: DraftSource) -> None:
+    """Give both places back, whatever happens to the first."""
+    try:
+        await drafts.close()
+    finally:
+        await lease.release()

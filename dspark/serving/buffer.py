@@ -24,7 +24,8 @@ class BoundedBuffer(Generic[Item]):
             self._items.put_nowait(item)
             return
         try:
-            await asyncio.wait_for(self._items.put(item), self._stall_timeout_s)
+            async with asyncio.timeout(self._stall_timeout_s):  # `wait_for` can swallow a cancellation in Python 3.11
+                await self._items.put(item)
         except TimeoutError:
             raise ClientTooSlow(f"the client read nothing for {self._stall_timeout_s:g} s") from None
 

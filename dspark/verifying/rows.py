@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from dspark.types import SessionId
 
+PROMPT_SHARE = 4
+"""One row in so many is kept for the first waiting prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -22,19 +25,23 @@ class Work:
 
 
 def share_rows(waiting: Sequence[Work], max_rows: int) -> dict[SessionId, int]:
-    """Rows per session, at most `max_rows` together; `waiting` is in order of arrival.
+    """Rows per session, at most `max_rows` together; `waiting` is in order of asking.
 
-    Decoding sessions come first, whole: a long prompt must not hold up those who stream. What is left goes to prompts, the
-    oldest first, in chunks; a chunk stops before the anchor unless the whole round fits. A session of no rows waits for the
-    next step. The first decoding session always gets its rows, so that a tree larger than `max_rows` cannot wait for ever.
+    Decoding sessions come first, whole: a long prompt must not hold up those who stream. But a quarter of the rows is kept for the first
+    prompt, so that streams cannot hold it up for ever either. Prompts get what is left in chunks; a chunk stops before the
+    anchor unless the whole round fits. A session of no rows waits for the next step. The first decoding session always gets
+    its rows, so that a tree larger than `max_rows` cannot wait for ever.
     """
+    decoding = [work for work in waiting if work.num_uncached == 1]
+    prompts = [work for work in waiting if work.num_uncached > 1]
+    left = max_rows - (min(prompts[0].num_rows, max_rows // PROMPT_SHARE) if prompts else 0)
     shares: dict[SessionId, int] = {}
-    left = max_rows
-    for work in (w for w in waiting if w.num_uncached == 1):
+    for work in decoding:
         if work.num_rows <= left or not shares:
             shares[work.session_id] = work.num_rows
             left -= work.num_rows
-    for work in (w for w in waiting if w.num_uncached > 1):
+    left = max_rows - sum(shares.values())
+    for work in prompts:
         rows = work.num_rows if work.num_rows <= left else min(work.num_uncached - 1, left)
         if rows > 0:
             shares[work.session_id] = rows

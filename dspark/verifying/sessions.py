@@ -23,6 +23,8 @@ class TargetSession:
     table: BlockTable
     arrival: int
     """Order of opening: the youngest is preempted first."""
+    asked: int = 0
+    """Order of the last request: who asked first is served first."""
     num_cached: int = 0
     """Tokens whose keys and values stand in slots 0..num_cached-1 of the table; never the anchor's."""
     round: int = 0

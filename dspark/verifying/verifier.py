@@ -30,6 +30,7 @@ class BatchVerifier:
         self._max_batch_rows = max_batch_rows
         self._sessions: dict[SessionId, TargetSession] = {}
         self._num_opened = 0
+        self._num_asked = 0
         self._results: list[VerifyResult] = []
         self._failures: list[SessionFailure] = []
 
@@ -62,6 +63,8 @@ class BatchVerifier:
         else:
             if repeated is not None:
                 self._results.append(repeated)
+            session.asked = self._num_asked
+            self._num_asked += 1
 
     def close(self, session_id: SessionId) -> None:
         """Forget a session and free its blocks."""
@@ -90,7 +93,8 @@ class BatchVerifier:
         """Sessions of the step and their rows, with slots reserved for all of them."""
         waiting = sorted((s for s in self._sessions.values() if s.pending is not None), key=lambda s: s.arrival)
         works = {session.session_id: session.work() for session in waiting}
-        shares = share_rows(list(works.values()), self._max_batch_rows)
+        in_order = sorted(waiting, key=lambda s: s.asked)
+        shares = share_rows([works[session.session_id] for session in in_order], self._max_batch_rows)
         chosen: list[tuple[TargetSession, int]] = []
         for session in waiting:
             rows = shares.get(session.session_id, 0)

@@ -20,13 +20,17 @@ LAW = ToyLaw()
 class Desk:
     """One session, its drafts, and everything behind them."""
 
-    def __init__(self, drafter: FakeDrafter, session: Session | None = None, pool: FakePool | None = None) -> None:
+    def __init__(
+        self, drafter: FakeDrafter, session: Session | None = None, pool: FakePool | None = None, **limits: float
+    ) -> None:
         self.drafter = drafter
         self.session = session or session_named("s")
         self.pool = pool or FakePool(drafter)
         self.observer = CountingObserver()
         self.lanes = DraftLanes(self.observer)
-        self.drafts = LeasedDrafts(self.session, self.pool, self.lanes, DRAFTER, limits_with(), self.observer, vocab_size=LAW.vocab_size)
+        self.drafts = LeasedDrafts(
+            self.session, self.pool, self.lanes, DRAFTER, limits_with(**limits), self.observer, vocab_size=LAW.vocab_size
+        )
 
     async def propose(self) -> CandidateTree:
         return await asyncio.wait_for(self.drafts.propose(), 1)
@@ -94,6 +98,19 @@ async def test_a_late_drafter_gives_an_empty_tree_in_time_and_is_asked_again(des
     desk.commit(7, 8)
     await asyncio.sleep(0.2)  # its late answer is out of the way
     assert await desk.speculating(), "the delta it may have missed was sent again"
+
+
+async def test_a_hung_drafter_is_asked_less_and_less_often(desk: Desk) -> None:
+    assert await desk.speculating()
+    desk.drafter.delay_s = 60
+    loop = asyncio.get_running_loop()
+    started, rounds = loop.time(), 0
+    while loop.time() - started < 0.8:
+        assert len(await desk.propose()) == 0
+        rounds += 1
+        await asyncio.sleep(0.001)
+    assert 1 < desk.observer.lost["late"] < 8, "asked again, but with pauses"
+    assert rounds > 100, "most rounds did not wait at all"
 
 
 async def test_a_lost_lease_is_given_back_and_speculation_resumes_on_the_next(desk: Desk) -> None:
@@ -211,7 +228,7 @@ async def test_a_pool_with_another_model_is_as_good_as_none() -> None:
 
 
 async def test_no_lie_is_an_exception() -> None:
-    desk = Desk(LyingDrafter(LAW.vocab_size, seed=2, late_s=0.06))
+    desk = Desk(LyingDrafter(LAW.vocab_size, seed=2, late_s=0.06), draft_retry_s=1e-4)
     await desk.ready()
     kinds = set()
     for round_number in range(60):

@@ -232,3 +232,18 @@ async def test_a_drafter_of_trees_is_selected_from_when_rows_are_short() -> None
     for session, text in zip(sessions, texts, strict=True):
         assert text == LAW.continuation(session.prompt_ids, GREEDY, session.stop.max_tokens)
     await house.loop.stop()
+
+
+async def test_a_lease_that_ends_with_its_session_leaves_the_others_alone() -> None:
+    """A replica ends the lease when it is told that the session is over; that says nothing of the replica."""
+    house = House(FakeDrafter(LAW.guess))
+    close = house.target.close
+
+    def close_and_end_all_leases(session_id: SessionId) -> None:
+        house.targets.gone = True  # every lease looks lost from now on
+        close(session_id)
+
+    house.target.close = close_and_end_all_leases  # type: ignore[method-assign]
+    short, long = session_named("short", (1, 2), GREEDY, 3), session_named("long", (3,), GREEDY, 60)
+    await asyncio.gather(house.text_of(short), house.text_of(long))
+    assert long.output_ids == LAW.continuation((3,), GREEDY, 60)

@@ -56,3 +56,10 @@ def test_shares_never_pass_the_limit_and_never_cut_a_round(seed: int) -> None:
         for work in waiting:
             rows = shares.get(work.session_id, 0)
             assert rows in (0, work.num_rows) or rows < work.num_uncached
+
+
+def test_streams_cannot_hold_up_the_first_prompt_for_ever() -> None:
+    streams = [Work(SessionId(f"s{index}"), 1, 3) for index in range(30)]
+    shares = share_rows([*streams, Work(SessionId("prompt"), 100, 0)], 64)
+    assert shares[SessionId("prompt")] >= 16
+    assert sum(shares.values()) <= 64

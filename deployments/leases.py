@@ -6,6 +6,7 @@ traps (see `_Call`), and nothing of what a session does.
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +19,10 @@ from dspark.errors import DSparkError, ReplicaUnavailable
 from dspark.types import ReplicaId, SessionId
 
 logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S = 0.2
+#: What passes by itself: until Serve notices that a replica died, it still sends callers there; a full one has room soon.
+PASSING: tuple[type[Exception], ...] = (RayError, RayServeException, OSError, ReplicaUnavailable)
 
 
 class Connection(Protocol):
@@ -83,20 +88,39 @@ class LeasePool(Generic[C]):
         self._unavailable = unavailable
 
     async def acquire(self, session_id: SessionId) -> Lease[C]:
-        """A place on some replica, within acquire_timeout_s. Raises TargetUnavailable or DraftUnavailable."""
+        """A place on some replica, within acquire_timeout_s, whatever passes in the meantime.
+
+        Raises TargetUnavailable or DraftUnavailable; its `__cause__` is the error that kept the lease from being made.
+        """
+        last: Exception | None = None
+        try:
+            async with asyncio.timeout(self._acquire_timeout_s) as limit:
+                while True:
+                    try:
+                        return await self._attempt(session_id)
+                    except PASSING as error:
+                        self._log_change(last, error)
+                        last = error
+                    await asyncio.sleep(RETRY_PAUSE_S)
+        except Exception as error:
+            cause = last if last is not None and limit.expired() else error
+            raise self._translated(cause) from cause
+
+    async def _attempt(self, session_id: SessionId) -> Lease[C]:
+        """One call. It is cancelled unless it becomes a lease."""
         call = _Call(self._handle.remote(session_id))
         try:
-            async with asyncio.timeout(self._acquire_timeout_s):
-                place = await call.first()
-                connection = await self._connections.to(place)
-        except asyncio.CancelledError:
+            connection = await self._connections.to(await call.first())
+        except BaseException:
             await call.cancel()
             raise
-        except Exception as error:
-            await call.cancel()
-            raise self._translated(error) from error
         call.watch()
         return Lease(call, connection)
+
+    def _log_change(self, last: Exception | None, error: Exception) -> None:
+        """A caller may try many times: only what is new is worth a line."""
+        if type(error) is not type(last):
+            logger.warning("a lease failed, trying again: %s", error if isinstance(error, DSparkError) else type(error).__name__)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -107,10 +131,10 @@ class LeasePool(Generic[C]):
         if isinstance(error, TimeoutError):
             return self._unavailable(f"no replica had a free place within {self._acquire_timeout_s:g} s")
         if isinstance(error, DSparkError):
-            logger.warning("a replica cannot be used: %s", error)
+            if not isinstance(error, PASSING):
+                logger.warning("a replica cannot be used: %s", error)
             return self._unavailable(error.message)
         if isinstance(error, (RayError, RayServeException, OSError)):
-            logger.warning("a lease failed: %s", type(error).__name__)
             return self._unavailable("no replica could be reached")
         return error
 
@@ -121,12 +145,14 @@ class Connections(Generic[C]):
     def __init__(self, connect: Callable[[str], Awaitable[C]]) -> None:
         self._connect = connect
         self._open: dict[Place, C] = {}
-        self._locks: dict[Place, asyncio.Lock] = {}
+        # A lock is gone with its last user. An unlocked one may still have a waiter, so nobody can drop it by hand.
+        self._locks: weakref.WeakValueDictionary[Place, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def to(self, place: Place) -> C:
         """The connection to that replica. Raises what `connect` raises."""
         await self._drop_lost()
-        async with self._locks.setdefault(place, asyncio.Lock()):
+        lock = self._locks.setdefault(place, asyncio.Lock())
+        async with lock:
             connection = self._open.get(place)
             if connection is None or connection.lost():
                 connection = await self._connect(place.address)
@@ -148,11 +174,9 @@ class Connections(Generic[C]):
 
     async def _drop_lost(self) -> None:
         for place in [place for place, connection in self._open.items() if connection.lost()]:
-            connection = self._open.pop(place)
-            lock = self._locks.get(place)
-            if lock is not None and not lock.locked():
-                del self._locks[place]
-            await connection.disconnect()
+            lost = self._open.pop(place, None)  # another caller may have taken it during the wait below
+            if lost is not None:
+                await lost.disconnect()
 
 
 class _Call:

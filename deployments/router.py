@@ -15,8 +15,8 @@ from deployments.telemetry import RouterMetrics
 from dspark.config import ServeArgs
 from dspark.drafting.build import lookup_drafter
 from dspark.engine import Engine
-from dspark.errors import TargetUnavailable
-from dspark.ports import DrafterPool, Pools
+from dspark.errors import FingerprintMismatch, TargetUnavailable
+from dspark.ports import DrafterPool, Pools, VerifierPool
 from dspark.routing.placement import LocalDrafterPool
 from dspark.runtime.loading import load_tokenizer, resolve_folder
 from dspark.serving.text_codec import TextCodec
@@ -24,6 +24,8 @@ from dspark.types import ModelCard, RouterId, SessionId
 from dspark.verifying.target_model import target_card
 
 logger = logging.getLogger(__name__)
+
+TARGET_PAUSE_S = 1.0
 
 
 class ClusterBackend:
@@ -66,6 +68,10 @@ class ClusterBackend:
         await lease.release()
         return True
 
+    async def meet_a_target(self) -> None:
+        """See the function of this name."""
+        await meet_a_target(self._targets)
+
     def _drafters(self) -> DrafterPool | None:
         if self._args.drafter.kind == "lookup":  # no model, so no replica either
             return LocalDrafterPool(lookup_drafter(self._args.drafter))
@@ -86,7 +92,7 @@ class Router(GenerationRpc):
         backend = ClusterBackend(args, card, RouterId(context.replica_tag), target, draft)
         self._engine = self.service = Engine(backend, codec, args, RouterMetrics(card.name))
         await self._engine.start()
-        await self._meet_a_target(backend)
+        await backend.meet_a_target()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -106,10 +112,24 @@ class Router(GenerationRpc):
         """Called by another router."""
         return self.service.abort(request_id)
 
-    async def _meet_a_target(self, backend: ClusterBackend) -> None:
-        """The application is ready when its first request can be served, so wait for a target, however long it loads."""
-        while not await backend.ready():
-            logger.warning("no target yet")
+
+async def meet_a_target(targets: VerifierPool, pause_s: float = TARGET_PAUSE_S) -> None:
+    """The application is ready when its first request can be served, so wait for a target, however long it loads.
+
+    Raises FingerprintMismatch if a target serves another model: waiting does not help, and Serve reports the reason.
+    """
+    said = ""
+    while True:
+        try:
+            lease = await targets.acquire(SessionId("ready"))
+            return await lease.release()
+        except TargetUnavailable as error:
+            if isinstance(error.__cause__, FingerprintMismatch):
+                raise error.__cause__ from None
+            if error.message != said:
+                logger.warning("no target yet: %s", error.message)
+                said = error.message
+        await asyncio.sleep(pause_s)
 
 
 def _read_model(args: ServeArgs) -> tuple[TextCodec, ModelCard]:

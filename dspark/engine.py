@@ -9,13 +9,13 @@ What differs between the two is only where drafters and targets live: a Backend 
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from dspark.config import EngineConfig
-from dspark.errors import DeadlineExceeded, RequestAborted, TargetUnavailable
+from dspark.errors import RequestAborted, TargetUnavailable
 from dspark.local import LocalBackend
 from dspark.ports import Pools
 from dspark.routing.loop import SpeculativeLoop
@@ -176,32 +176,22 @@ class Engine:
         limits = self._config.limits
         timeout_s = min(request.timeout_s or limits.request_timeout_s, limits.request_timeout_s)
         deadline_s = asyncio.get_running_loop().time() + timeout_s
-        async with AsyncExitStack() as place:
-            await self._take_place(place, deadline_s)
-            buffer: BoundedBuffer[GenerationChunk] = BoundedBuffer(limits.max_buffered_chunks, limits.client_stall_timeout_s)
-            pump = asyncio.create_task(self._pump(request, buffer))
-            self._running.setdefault(request.request_id, set()).add(pump)
-            try:
-                async with aclosing(buffer.items(deadline_s)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-            finally:
-                self._forget(request.request_id, pump)
-                pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
-
-    async def _take_place(self, stack: AsyncExitStack, deadline_s: float) -> None:
-        """Hold a place of the gate until the stack closes."""
+        buffer: BoundedBuffer[GenerationChunk] = BoundedBuffer(limits.max_buffered_chunks, limits.client_stall_timeout_s)
+        pump = asyncio.create_task(self._pump(request, buffer))
+        self._running.setdefault(request.request_id, set()).add(pump)  # also while it queues: Abort must find it
         try:
-            async with asyncio.timeout_at(deadline_s):
-                await stack.enter_async_context(self._admission.place())
-        except TimeoutError:
-            raise DeadlineExceeded("the request's time was over before it got a place") from None
+            async with aclosing(buffer.items(deadline_s)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._forget(request.request_id, pump)
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
 
     async def _pump(self, request: GenerationRequest, buffer: BoundedBuffer[GenerationChunk]) -> None:
-        """Fill the buffer as fast as rounds are done; whatever ends the session ends the buffer."""
+        """Wait for a place, then fill the buffer as fast as rounds are done; whatever ends the session ends the buffer."""
         try:
-            async with aclosing(self._chunks(request)) as chunks:
+            async with self._admission.place(), aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     await buffer.put(chunk)
         except asyncio.CancelledError:

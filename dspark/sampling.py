@@ -15,6 +15,8 @@ from dspark.noise import NoiseCache, NoiseKey
 from dspark.types import SamplingParams
 
 MINUS_INFINITY = float("-inf")
+MIN_TEMPERATURE = 1e-6
+"""Positive temperatures below it are taken as it: float32 cannot tell them from greedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def process_logits(logits: torch.Tensor, params: Sequence[SamplingParams]) -> to
     stays. Every row needs temperature > 0.
     """
     device = logits.device
-    scores = logits / _column([p.temperature for p in params], device)
+    # The best token stands at 0: a tiny temperature then sends the others far down instead of everything to infinity.
+    scores = (logits - logits.amax(-1, keepdim=True)) / _column([max(p.temperature, MIN_TEMPERATURE) for p in params], device)
     if any(0 < p.top_k < logits.shape[-1] for p in params):
         scores = _keep_top_k(scores, [p.top_k for p in params])
     if any(p.top_p < 1 for p in params):

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, KvCacheConfig, LimitsConfig, TargetConfig
 from dspark.engine import Completion, Engine
 from dspark.errors import (
     ClientTooSlow,
@@ -154,6 +154,33 @@ async def test_requests_over_the_queue_are_refused_and_the_rest_complete(backend
     answered = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
     assert (len(refused), len(answered)) == (2, 4)
     assert len({answer.token_ids for answer in answered}) == 1
+
+
+async def test_abort_also_ends_a_request_that_still_waits_for_a_place(backend: LocalBackend, codec: TextCodec) -> None:
+    async with _limited(backend, codec, max_sessions=1, max_queued=2) as engine:
+        (first,) = engine.requests(PROMPT, max_tokens=1000, ignore_eos=True)
+        async with aclosing(engine.stream(first)) as running:
+            await anext(running)
+            queued = asyncio.create_task(_complete(engine, max_tokens=4, request_id="queued"))
+            await asyncio.sleep(0.05)
+            assert engine.abort("queued")
+            with pytest.raises(RequestAborted):
+                await queued
+
+
+@pytest.mark.parametrize("kind", ["none", "lookup", "language_model"])
+def test_a_kv_cache_too_small_for_all_costs_only_time(backend: LocalBackend, codec: TextCodec, kind: str) -> None:
+    """Sessions that wait for blocks of sessions that are just drafting once waited for ever."""
+    config = EngineConfig(
+        target=TargetConfig(num_threads=1, kv_cache=KvCacheConfig(num_tokens=192)),
+        drafter=DrafterConfig(kind=kind, max_depth=4, max_nodes=4),
+        limits=LimitsConfig(verify_timeout_s=10),
+    )
+    options = {"max_tokens": 60, "temperature": 0.8, "seed": 2, "ignore_eos": True}
+    prompts = [PROMPT * 3, "import os\n" * 12, "def main(" * 9, PROMPT, "x = 1\n" * 20, "return " * 30]
+    expected = Engine(backend, codec, CONFIG).generate(prompts, **options)
+    answers = Engine.from_config(config).generate(prompts, **options)
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
 
 
 async def test_an_engine_that_is_not_started_says_so(backend: LocalBackend, codec: TextCodec) -> None:

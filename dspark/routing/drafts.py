@@ -128,16 +128,17 @@ class LeasedDrafts:
 
     async def close(self) -> None:
         """See DraftSource."""
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.gather(self._background, return_exceptions=True)
+        try:
+            if self._background is not None:
+                self._background.cancel()
+                await asyncio.gather(self._background, return_exceptions=True)
+        finally:
+            await self._close_lease()
+
+    async def _close_lease(self) -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
-            lease.drafter.close(self._session.session_id)
-            try:
-                await self._lanes.leave(lease)
-            finally:
-                await lease.release()
+            await self._give_back(lease)
 
     async def _draft_in_time(self, lease: DrafterLease, depth: int) -> CandidateTree:
         """The drafter's answer, or an empty tree where it is late, stale, wrong or gone."""
@@ -205,6 +206,12 @@ class LeasedDrafts:
     async def _drop(self, lease: DrafterLease, reason: str) -> None:
         self._observer.draft_lost(reason)
         self._lease = None
-        await self._lanes.leave(lease)
-        await lease.release()
+        await self._give_back(lease)
         self._ask_again(None)
+
+    async def _give_back(self, lease: DrafterLease) -> None:
+        lease.drafter.close(self._session.session_id)
+        try:
+            await self._lanes.leave(lease)
+        finally:
+            await lease.release()

@@ -78,6 +78,8 @@ class VerifyLane:
         self._silence_timeout_s = silence_timeout_s
         self._ready: dict[SessionId, _Round] = {}
         self._in_flight: dict[SessionId, _Round] = {}
+        self._target_is_free = True
+        """False from a submit to the next report. Rounds may still be in flight when it is free: they wait for KV blocks."""
         self._lost: TargetUnavailable | None = None
         self._reader: asyncio.Task[None] | None = None
         self._silent_since = 0.0
@@ -97,7 +99,7 @@ class VerifyLane:
         self._ready[session.session_id] = waiting
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
-        if not self._in_flight:
+        if self._target_is_free:
             loop.call_soon(self._fire)  # sessions woken by the same event still get into this batch
         try:
             return await waiting.future
@@ -122,8 +124,9 @@ class VerifyLane:
             selected = waiting.tree.select(kept[session_id])
             waiting.num_selected = len(selected)
             requests.append(waiting.session.verify_request(selected))
-        if not self._in_flight:
+        if self._target_is_free:
             self._silent_since = asyncio.get_running_loop().time()
+        self._target_is_free = False
         self._in_flight.update(ready)
         self.verifier.submit(requests)
 
@@ -133,6 +136,7 @@ class VerifyLane:
             while True:
                 report = await self._next_report()
                 self._silent_since = asyncio.get_running_loop().time()
+                self._target_is_free = True
                 self._settle(report)
                 self._observer.step_done(report)
                 await asyncio.sleep(0)  # sessions without a drafter are ready again at once
@@ -144,21 +148,21 @@ class VerifyLane:
             self._give_up(TargetUnavailable("the connection to the target failed"))
 
     async def _next_report(self) -> StepReport:
-        """Silence only counts while something is in flight."""
+        """Silence only counts while the target owes a report."""
         reading = asyncio.ensure_future(self.verifier.next_report())
         try:
             while True:
                 done, _ = await asyncio.wait({reading}, timeout=self._patience_s())
                 if done:
                     return reading.result()
-                if self._in_flight and self._patience_s() == 0:
+                if not self._target_is_free and self._patience_s() == 0:
                     raise TargetUnavailable(f"the target was silent for {self._silence_timeout_s:g} s")
         finally:
             reading.cancel()
 
     def _patience_s(self) -> float:
         """How long the target may still be silent."""
-        if not self._in_flight:
+        if self._target_is_free:
             return self._silence_timeout_s
         return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
 
@@ -186,4 +190,5 @@ class VerifyLane:
             if rounds.get(session_id) is waiting:
                 del rounds[session_id]
                 if not self._in_flight:
+                    self._target_is_free = True
                     self._fire()

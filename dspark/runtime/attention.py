@@ -76,7 +76,8 @@ def packed_attention(
             return attended.unsqueeze(0), None
         if output is None:
             output = attended.new_empty(rows.shape[0], *attended.shape[1:])
-        output.index_copy_(0, group.places.batch_rows, attended.index_select(0, group.places.output_rows))
+        places = group.places.on(attended.device)
+        output.index_copy_(0, places.batch_rows, attended.index_select(0, places.output_rows))
     assert output is not None, "a packed batch has at least one group"
     return output.unsqueeze(0), None
 
@@ -111,7 +112,7 @@ def _attend_group(
     segments, longest, context = group.num_segments, group.longest_segment, group.longest_context
     keys = keys.view(segments, context, *keys.shape[1:]).transpose(1, 2)  # [S, H_kv, L, D]
     values = values.view(segments, context, *values.shape[1:]).transpose(1, 2)
-    queries = rows if group.places is None else rows.index_select(0, group.places.gather)
+    queries = rows if group.places is None else rows.index_select(0, group.places.on(rows.device).gather)
     # Query heads that share a key head are laid beside its rows: [S, H_kv, G * r, D], no repeated keys.
     kv_heads = keys.shape[1]
     queries = queries.view(segments, longest, kv_heads, -1, queries.shape[-1]).permute(0, 2, 3, 1, 4)
@@ -152,7 +153,7 @@ def _sink_column(sinks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 def _mask(group: AttentionGroup, window: int | None, like: torch.Tensor, group_size: int) -> torch.Tensor | None:
     """Additive mask of the group for one window size, made once per step; None where every row sees every slot."""
-    cache_key = window or 0
+    cache_key = (window or 0, like.device)
     if cache_key not in group.masks:
         visible = group.visible
         if window is not None:

@@ -24,6 +24,10 @@ class BlockPool:
         """Blocks that nobody owns."""
         return len(self._free)
 
+    def blocks_for(self, num_tokens: int) -> int:
+        """How many blocks hold that many tokens."""
+        return -(-num_tokens // self.block_tokens)
+
     def take(self, count: int) -> list[int]:
         """`count` blocks. Raises OutOfBlocks, and takes none, if there are fewer."""
         if count > len(self._free):
@@ -47,7 +51,7 @@ class BlockTable:
 
     def reserve(self, num_tokens: int) -> None:
         """Own enough blocks for `num_tokens` slots. Raises OutOfBlocks, and changes nothing, if the pool cannot."""
-        wanted = -(-num_tokens // self.pool.block_tokens) - len(self.blocks)
+        wanted = self.pool.blocks_for(num_tokens) - len(self.blocks)
         if wanted <= 0:
             return
         for block in self.pool.take(wanted):
@@ -61,7 +65,7 @@ class BlockTable:
 
     def shrink(self, num_tokens: int) -> None:
         """Give back the blocks that `num_tokens` slots do not need."""
-        kept = -(-num_tokens // self.pool.block_tokens)
+        kept = self.pool.blocks_for(num_tokens)
         if kept < len(self.blocks):
             self.pool.give_back(self.blocks[kept:])
             del self.blocks[kept:]
@@ -84,6 +88,7 @@ class KvTensors:
         if layer not in self._layers:
             self._layers[layer] = (self._new(keys), self._new(values))
         stored_keys, stored_values = self._layers[layer]
+        slots = slots.to(stored_keys.device)  # with a device map, layers live on several devices
         stored_keys.index_copy_(0, slots, keys)
         stored_values.index_copy_(0, slots, values)
 
@@ -92,6 +97,7 @@ class KvTensors:
         keys, values = self._layers[layer]
         if isinstance(slots, slice):
             return keys[slots], values[slots]
+        slots = slots.to(keys.device)
         return keys.index_select(0, slots), values.index_select(0, slots)
 
     @torch.inference_mode()  # the forward makes the tensors in this mode, and outside of it they may not be written

@@ -39,6 +39,12 @@ class RowPlaces:
     output_rows: torch.Tensor  # [sum n] index into S * r of each real row, in the order of `batch_rows`
     batch_rows: torch.Tensor  # [sum n] rows of the batch that this group fills
 
+    def on(self, device: torch.device) -> "RowPlaces":
+        """The same on another device, for models whose layers are spread over several."""
+        if self.gather.device == device:
+            return self
+        return RowPlaces(self.gather.to(device), self.output_rows.to(device), self.batch_rows.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
@@ -53,8 +59,8 @@ class AttentionGroup:
     query_positions: NDArray[np.int32]  # [S, r]
     key_positions: NDArray[np.int32]  # [S, L]
     visible: NDArray[np.bool_]  # [S, r, L] by ancestry alone; windows are cut per layer
-    masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
-    """Additive masks by window size, filled by the attention function as layers ask for them."""
+    masks: dict[tuple[int, torch.device], torch.Tensor | None] = field(default_factory=dict)
+    """Additive masks by window size and device, filled by the attention function as layers ask for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,10 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove(turn)
-            else:  # the place was handed over in the same moment: pass it on
+            if not turn.cancelled():  # the place was handed over in the same moment: pass it on
                 self._leave()
+            elif turn in self._waiting:  # it is not if somebody left in the same moment and skipped it
+                self._waiting.remove(turn)
             raise
 
     def _leave(self) -> None:

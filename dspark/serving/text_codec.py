@@ -16,7 +16,8 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._plain: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True
-        self._special_texts = [str(token) for token in tokenizer.all_special_tokens]
+        # Not `all_special_tokens`: it lists only those with a role, and templates write others too (turn headers).
+        self._special_texts = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()]
 
     @property
     def backend(self) -> Tokenizer:

@@ -60,7 +60,8 @@ def target_card(config: TargetConfig) -> ModelCard:
     """
     folder = resolve_folder(config)
     card = model_card(folder, config, load_tokenizer(folder))
-    limits = [card.max_length, config.kv_cache.num_tokens]
+    block_tokens = config.kv_cache.block_tokens
+    limits = [card.max_length, max(1, config.kv_cache.num_tokens // block_tokens) * block_tokens]
     if config.max_length is not None:
         if config.max_length > card.max_length:
             raise ConfigError(f"target.max_length {config.max_length} is above the model's {card.max_length}", "target.max_length")

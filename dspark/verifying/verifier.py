@@ -6,6 +6,7 @@ Synchronous and for one thread; runner.py puts it behind the port. It knows noth
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyReque
 from dspark.runtime.kv_cache import BlockTable
 from dspark.runtime.model import PackedModel
 from dspark.sampling import Sampler
+from dspark.tree import CandidateTree
 from dspark.types import SessionId
 from dspark.verifying.rows import share_rows
 from dspark.verifying.sessions import TargetSession
@@ -57,7 +59,7 @@ class BatchVerifier:
         try:
             if session is None:
                 raise UnknownSession(f"no session {request.session_id} here")
-            repeated = session.accept_request(request, self._max_length)
+            repeated = session.accept_request(self._fitting(request), self._max_length)
         except DSparkError as error:
             self._failures.append(_failure(request.session_id, error))
         else:
@@ -65,6 +67,13 @@ class BatchVerifier:
                 self._results.append(repeated)
             session.asked = self._num_asked
             self._num_asked += 1
+
+    def _fitting(self, request: VerifyRequest) -> VerifyRequest:
+        """Without its candidates where the whole cache could not hold them: drafts must never turn an answer into an error."""
+        pool = self._model.pool
+        if pool.blocks_for(request.base_length + len(request.tree)) <= pool.num_blocks:
+            return request
+        return replace(request, tree=CandidateTree.empty())
 
     def close(self, session_id: SessionId) -> None:
         """Forget a session and free its blocks."""
@@ -100,32 +109,44 @@ class BatchVerifier:
             rows = shares.get(session.session_id, 0)
             if session.work() != works[session.session_id]:
                 continue  # preempted a moment ago: its rows no longer fit what it needs, so its turn is the next step
-            if rows and self._reserve(session, rows, keep={s.session_id for s, _ in chosen}):
+            if rows and self._reserve(session, rows, chosen):
                 chosen.append((session, rows))
-        return chosen
+        return chosen or self._choose_oldest(waiting)
 
-    def _reserve(self, session: TargetSession, rows: int, keep: set[SessionId]) -> bool:
-        """Own the slots of the step, if need be by preempting younger sessions; False leaves the session waiting."""
-        while True:
-            try:
-                session.table.reserve(session.num_cached + rows)
-            except OutOfBlocks as error:
-                if self._preempt_youngest(session, keep):
-                    continue
-                if not keep and not any(s.table.blocks for s in self._sessions.values() if s is not session):
-                    self._fail(session, error)  # it has the whole cache and still does not fit
-                return False
-            return True
+    def _choose_oldest(self, waiting: Sequence[TargetSession]) -> list[tuple[TargetSession, int]]:
+        """Rows went to sessions that got no blocks, or the other way round: the oldest alone can always go on."""
+        for session in waiting:
+            rows = share_rows([session.work()], self._max_batch_rows)[session.session_id]
+            if self._reserve(session, rows, []):
+                return [(session, rows)]
+        return []
 
-    def _preempt_youngest(self, session: TargetSession, keep: set[SessionId]) -> bool:
-        """Take the blocks of the youngest session that is younger than this one; its tokens stay, so it is recomputed later."""
-        younger = [s for s in self._sessions.values() if s.table.blocks and s.arrival > session.arrival and s.session_id not in keep]
-        if not younger:
+    def _reserve(self, session: TargetSession, rows: int, chosen: Sequence[tuple[TargetSession, int]]) -> bool:
+        """Own the slots of the step, if need be by preempting others; False leaves the session waiting, and everyone else as they were."""
+        pool = self._model.pool
+        wanted = pool.blocks_for(session.num_cached + rows) - len(session.table.blocks)
+        victims = self._victims(session, {s.session_id for s, _ in chosen})
+        if pool.num_free + sum(len(victim.table.blocks) for victim in victims) < wanted:
+            if pool.blocks_for(session.num_cached + rows) > pool.num_blocks:
+                self._fail(session, OutOfBlocks("the session needs more KV blocks than this target has"))
             return False
-        victim = max(younger, key=lambda s: s.arrival)
-        victim.table.release()
-        victim.num_cached = 0
+        for victim in victims:
+            if pool.num_free >= wanted:
+                break
+            victim.table.release()
+            victim.num_cached = 0  # its tokens stay, so it is recomputed later
+        session.table.reserve(session.num_cached + rows)
         return True
+
+    def _victims(self, session: TargetSession, chosen: set[SessionId]) -> list[TargetSession]:
+        """Who may lose their blocks to this session, first to last: those between rounds, then those waiting that are younger.
+
+        Sessions between rounds of any age: a client that reads slowly must not hold up the others.
+        """
+        others = [s for s in self._sessions.values() if s.table.blocks and s is not session and s.session_id not in chosen]
+        idle = sorted((s for s in others if s.pending is None), key=lambda s: s.asked)
+        younger = [s for s in others if s.pending is not None and s.arrival > session.arrival]
+        return idle + sorted(younger, key=lambda s: -s.arrival)
 
     def _run(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
         """Forward all together; if that fails, each alone, so that one session's fault stays its own."""

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.leases import LeasePool
+from deployments.leases import Connections, LeasePool, Place
 from dspark.errors import FingerprintMismatch, TargetUnavailable
 from dspark.types import ReplicaId, SessionId
 
@@ -63,6 +63,7 @@ class Connection:
 
     async def disconnect(self) -> None:
         self.disconnects += 1
+        await asyncio.sleep(0)
 
 
 class Network:
@@ -108,6 +109,11 @@ async def broken_later() -> AsyncIterator[dict[str, str]]:
 
 async def refused() -> AsyncIterator[dict[str, str]]:
     raise BackPressureError(num_queued_requests=3, max_queued_requests=2)
+    yield
+
+
+async def dead() -> AsyncIterator[dict[str, str]]:
+    raise ActorUnavailableError("10.1.2.3 died", None)
     yield
 
 
@@ -187,17 +193,46 @@ async def test_an_address_where_another_replica_answers_is_refused() -> None:
     handle, network = Handle(open_for_ever), Network()
     network.replica_id = "r2"
     with pytest.raises(TargetUnavailable, match="another replica answered"):
-        await pool_of(handle, network).acquire(SESSION)
+        await pool_of(handle, network, acquire_timeout_s=0.05).acquire(SESSION)
     assert handle.calls[0].cancelled
     assert network.made[0].disconnects == 1
 
 
 @pytest.mark.parametrize(("script", "words"), [(refused, "no replica could be reached"), (over_at_once, "gave no place")])
-async def test_a_refused_lease_is_unavailable(script: Any, words: str) -> None:
+async def test_a_lease_refused_to_the_end_is_unavailable_for_that_reason(script: Any, words: str) -> None:
     handle = Handle(script)
     with pytest.raises(TargetUnavailable, match=words):
-        await pool_of(handle, Network()).acquire(SESSION)
-    assert handle.calls[0].cancelled
+        await pool_of(handle, Network(), acquire_timeout_s=0.3).acquire(SESSION)
+    assert len(handle.calls) == 2
+    assert all(call.cancelled for call in handle.calls)
+
+
+@pytest.mark.parametrize("script", [dead, refused, over_at_once])
+async def test_a_request_outlasts_the_time_until_serve_notices_that_a_replica_died(script: Any) -> None:
+    handle = Handle(script, open_for_ever)
+    lease = await pool_of(handle, Network()).acquire(SESSION)
+    assert [call.cancelled for call in handle.calls] == [True, False]
+    await lease.release()
+
+
+async def test_a_replica_that_does_not_fit_is_not_asked_again() -> None:
+    handle, network = Handle(open_for_ever), Network()
+    network.error = FingerprintMismatch("model: a is not b")
+    with pytest.raises(TargetUnavailable, match="a is not b") as caught:
+        await asyncio.wait_for(pool_of(handle, network).acquire(SESSION), 1.0)
+    assert caught.value.__cause__ is network.error
+    assert [call.cancelled for call in handle.calls] == [True]
+
+
+async def test_a_caller_that_gives_up_between_two_tries_leaks_nothing() -> None:
+    handle = Handle(dead)
+    task = asyncio.create_task(pool_of(handle, Network()).acquire(SESSION))
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [call.cancelled for call in handle.calls] == [True]
 
 
 @pytest.mark.parametrize("error", [OSError("10.1.2.3 refused"), FingerprintMismatch("model: a is not b"), TargetUnavailable("gone")])
@@ -205,7 +240,7 @@ async def test_a_connection_that_fails_gives_the_lease_back(error: Exception) ->
     handle, network = Handle(open_for_ever), Network()
     network.error = error
     with pytest.raises(TargetUnavailable) as caught:
-        await pool_of(handle, network).acquire(SESSION)
+        await pool_of(handle, network, acquire_timeout_s=0.05).acquire(SESSION)
     assert handle.calls[0].cancelled
     assert "10.1.2.3" not in str(caught.value)
 
@@ -242,3 +277,29 @@ async def test_one_caller_giving_up_does_not_take_the_others_connection() -> Non
     lease = await asyncio.wait_for(patient, 1.0)
     assert not lease.lost()
     await lease.release()
+
+
+async def test_callers_that_find_the_same_connections_lost_close_each_once() -> None:
+    network = Network()
+    connections = Connections(network.connect)
+    places = [Place("r1", f"e{number}", "127.0.0.1:4711") for number in range(3)]
+    for place_ in places:
+        await connections.to(place_)
+    lost = network.made[:]
+    for connection in lost:
+        connection.is_lost = True
+    again = await asyncio.gather(*(connections.to(place_) for place_ in places))
+    assert [connection.disconnects for connection in lost] == [1, 1, 1]
+    assert not any(connection.lost() for connection in again)
+
+
+async def test_a_lock_is_kept_only_while_somebody_connects() -> None:
+    network = Network()
+    network.gate = asyncio.Event()
+    connections = Connections(network.connect)
+    tasks = [asyncio.create_task(connections.to(Place(**place()))) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert len(connections._locks) == 1
+    network.gate.set()
+    assert len({id(connection) for connection in await asyncio.gather(*tasks)}) == 1
+    assert len(connections._locks) == 0

@@ -52,6 +52,17 @@ async def test_one_that_gives_up_waiting_leaves_the_queue() -> None:
     assert (entered, gate.running, gate.waiting) == ([1, 3], 0, 0)
 
 
+async def test_one_that_gives_up_in_the_moment_another_leaves_is_just_cancelled() -> None:
+    gate, entered, leave = Admission(1, 2), [], asyncio.Event()
+    first, second, third = (asyncio.create_task(hold(gate, entered, number, leave)) for number in (1, 2, 3))
+    await settle()
+    leave.set()  # the first wakes before the second and finds a queue whose head was cancelled
+    second.cancel()
+    results = await asyncio.gather(first, second, third, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), asyncio.CancelledError, type(None)]
+    assert (entered, gate.running, gate.waiting) == ([1, 3], 0, 0)
+
+
 async def test_a_place_handed_to_one_that_is_cancelled_in_the_same_moment_goes_on_to_the_next() -> None:
     gate, entered, leave = Admission(1, 2), [], asyncio.Event()
     tasks = [asyncio.create_task(hold(gate, entered, number, asyncio.Event())) for number in (1, 2)]

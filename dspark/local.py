@@ -1,5 +1,7 @@
 """LocalBackend: drafter and target in this process, for the offline API, tests and benchmarks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from dspark.config import DrafterConfig, EngineConfig
 from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
 from dspark.drafting.drafter import ThreadedDrafter
@@ -31,7 +33,9 @@ class LocalBackend:
         self._drafter_model = drafter
         self._foreign_drafter = foreign_drafter
         self._runner: VerifierRunner | None = None
-        self._thread: ThreadedDrafter | None = None
+        self._threaded_drafter: ThreadedDrafter | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        """Of drafter and target together: two threads that both launch small operations slow each other down at the interpreter's lock."""
 
     @classmethod
     def load(cls, config: EngineConfig) -> "LocalBackend":
@@ -56,7 +60,8 @@ class LocalBackend:
 
     async def start(self) -> Pools:
         """See engine.Backend."""
-        self._runner = VerifierRunner(self._target.verifier)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="models")
+        self._runner = VerifierRunner(self._target.verifier, self._thread)
         self._runner.start()
         targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card)
         drafter = self._start_drafter()
@@ -64,12 +69,15 @@ class LocalBackend:
 
     async def stop(self) -> None:
         """See engine.Backend."""
-        if self._thread is not None:
-            await self._thread.stop()
-            self._thread = None
+        if self._threaded_drafter is not None:
+            await self._threaded_drafter.stop()
+            self._threaded_drafter = None
         if self._runner is not None:
             await self._runner.stop()
             self._runner = None
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
 
     async def ready(self) -> bool:
         """See engine.Backend."""
@@ -82,8 +90,8 @@ class LocalBackend:
             return None
         if self._drafter_model is None:
             return lookup_drafter(self._config)
-        self._thread = ThreadedDrafter(self._drafter_model.drafter)
-        return self._thread
+        self._threaded_drafter = ThreadedDrafter(self._drafter_model.drafter, self._thread)
+        return self._threaded_drafter
 
 
 def _load_drafter(config: DrafterConfig) -> LoadedDrafter | None:

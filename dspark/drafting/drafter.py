@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 class ThreadedDrafter:
     """Implements ports.Drafter. Calls that wait at the same moment share their forwards. Lives on one event loop."""
 
-    def __init__(self, drafter: BatchDrafter) -> None:
+    def __init__(self, drafter: BatchDrafter, thread: ThreadPoolExecutor | None = None) -> None:
+        """`thread` has one worker; without it the drafter has one of its own."""
         self._drafter = drafter
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="draft")
+        self._owns_thread = thread is None
         self._batcher: NaturalBatcher[Sequence[DraftRequest], DraftReport] = NaturalBatcher(self._process)
         self._stopped = False
 
@@ -48,7 +50,8 @@ class ThreadedDrafter:
         """Finish the batch in hand and end."""
         self._stopped = True
         await self._batcher.stop(DraftUnavailable("the drafter has stopped"))
-        self._thread.shutdown(wait=True)
+        if self._owns_thread:
+            self._thread.shutdown(wait=True)
 
     async def _process(self, waiting: list[Sequence[DraftRequest]]) -> list[DraftReport | Exception]:
         requests = [request for batch in waiting for request in batch]

@@ -24,13 +24,15 @@ logger = logging.getLogger(__name__)
 class VerifierRunner:
     """Implements ports.VerifierHost. Lives on one event loop; `start` before use, `stop` at the end."""
 
-    def __init__(self, verifier: BatchVerifier) -> None:
+    def __init__(self, verifier: BatchVerifier, thread: ThreadPoolExecutor | None = None) -> None:
+        """`thread` has one worker; without it the runner has one of its own."""
         self._verifier = verifier
         self._commands: deque[Callable[[], None]] = deque()
         self._owners: dict[SessionId, VerifierConnection] = {}
         self._connections: WeakSet[VerifierConnection] = WeakSet()  # a router's stream that ended lets go of its view
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="target")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="target")
+        self._owns_thread = thread is None
         self._task: asyncio.Task[None] | None = None
         self.last_report = StepReport()
 
@@ -55,7 +57,10 @@ class VerifierRunner:
             await asyncio.gather(self._task, return_exceptions=True)
         for connection in list(self._connections):
             connection.break_off()
-        self._thread.shutdown(wait=True)
+        if self._owns_thread:
+            self._thread.shutdown(wait=True)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)  # the step in hand, if any, is over after it
         for session_id in list(self._owners):
             self.forget(self._owners[session_id], session_id)
         while self._commands:
@@ -166,3 +171,7 @@ class VerifierConnection:
     def break_off(self) -> None:
         """Called by the runner when there will be no more reports."""
         self._reports.put_nowait(None)
+
+
+def _nothing() -> None:
+    """Waits its turn on the thread."""

@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 ServiceGetter = Callable[[], GenerationService]
 CallMaker = Callable[..., Call]
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
+TIMEOUT_HEADER = "x-dspark-timeout-seconds"
+"""Not `x-request-timeout-seconds`: Ray Serve's proxy takes that one for itself and cuts the connection."""
 """Ray Serve reads the same header."""
 _LARGE_BODY_BYTES = 64 * 1024
 """Above this, parsing and encoding would hold up the streams of others; a thread does it."""

@@ -22,6 +22,8 @@ MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 4
 MAX_STOP_BYTES = 1024
 MAX_SHOWN_NAME = 64
+MAX_CHARACTERS_PER_TOKEN = 256
+"""More than any vocabulary's longest token."""
 _DRAWN_SEEDS = 2**53
 """A drawn seed is reported back, and JSON readers with doubles for numbers must be able to send it again."""
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -198,12 +200,21 @@ def _prompts(raw: RawOptions, card: ModelCard, limits: LimitsConfig, encode: Enc
     for prompt in raw.prompts:
         if isinstance(prompt, str):
             check_text(field, prompt)
+            _check_text_length(field, prompt, card)
         else:
             _check_token_ids(field, prompt, card)
     prompts = [tuple(encode(prompt)) if isinstance(prompt, str) else prompt for prompt in raw.prompts]
     for prompt_ids in prompts:
         _check_prompt_length(field, len(prompt_ids), card)
     return prompts
+
+
+def _check_text_length(field: str, text: str, card: ModelCard) -> None:
+    """Before it is tokenised, which takes seconds for megabytes: no text this long can fit, however few its tokens are."""
+    if len(text) > card.max_length * MAX_CHARACTERS_PER_TOKEN:
+        raise InvalidRequest(
+            f"{field} has {len(text)} characters; this model's maximum context length is {card.max_length} tokens", field
+        )
 
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...], card: ModelCard) -> None:

@@ -324,10 +324,10 @@ async def test_the_clients_request_id_is_used_if_it_is_harmless(client: httpx.As
 
 
 async def test_a_timeout_header_reaches_the_service(client: httpx.AsyncClient, service: EchoService) -> None:
-    await client.post("/v1/completions", json=COMPLETION, headers={"x-request-timeout-seconds": "2.5"})
+    await client.post("/v1/completions", json=COMPLETION, headers={"x-dspark-timeout-seconds": "2.5"})
     assert service.requests[0].timeout_s == 2.5
     for bad in ("soon", "-1", "nan"):
-        response = await client.post("/v1/completions", json=COMPLETION, headers={"x-request-timeout-seconds": bad})
+        response = await client.post("/v1/completions", json=COMPLETION, headers={"x-dspark-timeout-seconds": bad})
         assert_error(response, 400)
 
 

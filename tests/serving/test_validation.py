@@ -127,3 +127,12 @@ def test_another_model_is_not_found_and_its_name_cannot_split_a_line() -> None:
         check_model("../x\r\n" + "y" * 10**6, CARD)
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 200
+
+
+def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenised() -> None:
+    def never(text: str) -> list[int]:
+        raise AssertionError("tokenised")
+
+    with pytest.raises(InvalidRequest, match="50 tokens") as caught:
+        generation_requests(RawOptions(prompts=("x" * 50_000,)), CARD, LIMITS, never)
+    assert caught.value.field == "prompt"

@@ -25,6 +25,8 @@ from dspark.verifying.target_model import target_card
 
 logger = logging.getLogger(__name__)
 
+READY_TIMEOUT_S = 1.0
+
 TARGET_PAUSE_S = 1.0
 
 
@@ -60,10 +62,11 @@ class ClusterBackend:
             await self._drafts.close()
 
     async def ready(self) -> bool:
-        """See engine.Backend: true if a target gives a place now."""
+        """See engine.Backend: true if a target gives a place now. Who asks wants an answer soon, so it does not wait as a request does."""
         try:
-            lease = await self._targets.acquire(SessionId("ready"))
-        except TargetUnavailable:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                lease = await self._targets.acquire(SessionId("ready"))
+        except (TimeoutError, TargetUnavailable):
             return False
         await lease.release()
         return True

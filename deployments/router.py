@@ -136,4 +136,5 @@ async def meet_a_target(targets: VerifierPool, pause_s: float = TARGET_PAUSE_S) 
 
 
 def _read_model(args: ServeArgs) -> tuple[TextCodec, ModelCard]:
-    return TextCodec(load_tokenizer(resolve_folder(args.target))), target_card(args.target)
+    folder = resolve_folder(args.target)
+    return TextCodec(load_tokenizer(folder)), target_card(args.target, folder)

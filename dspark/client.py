@@ -25,6 +25,7 @@ from dspark.errors import (
     ReplicaUnavailable,
     RequestAborted,
 )
+from dspark.serving.generation import Usage
 from dspark.wire.pb import generation_pb2 as pb
 from dspark.wire.pb import generation_pb2_grpc as rpc
 
@@ -62,18 +63,6 @@ class Options(TypedDict, total=False):
     """False: plain decoding; the same tokens, only slower."""
     request_id: str
     timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Counts so far; completion_tokens / rounds is tau."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    drafted_tokens: int = 0
-    selected_tokens: int = 0
-    accepted_tokens: int = 0
-    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

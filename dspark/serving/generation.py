@@ -29,7 +29,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of one choice so far."""
+    """Counts of one choice so far; completion_tokens / rounds is tau."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -1,6 +1,7 @@
 """From a target's configuration to a verifier that is ready to run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -37,8 +38,9 @@ def load_target(config: TargetConfig) -> LoadedTarget:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     register()
-    card = target_card(config)
-    return _put_together(config, card, load_causal_lm(config, attention=ATTENTION_NAME, folder=resolve_folder(config)))
+    folder = resolve_folder(config)  # once: for a hub name every look-up asks the hub
+    weights = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
+    return _put_together(config, target_card(config, folder), weights)
 
 
 def _put_together(config: TargetConfig, card: ModelCard, weights: PreTrainedModel) -> LoadedTarget:
@@ -53,12 +55,13 @@ def _put_together(config: TargetConfig, card: ModelCard, weights: PreTrainedMode
     return LoadedTarget(verifier, card, packed, config, weights)
 
 
-def target_card(config: TargetConfig) -> ModelCard:
+def target_card(config: TargetConfig, folder: Path | None = None) -> ModelCard:
     """The card without the weights: what a router needs before it meets a replica.
 
     A request may use at most what the model, the configuration and the KV cache allow; the smallest of them is its `max_length`.
+    `folder` saves a look-up where the caller has resolved it.
     """
-    folder = resolve_folder(config)
+    folder = folder or resolve_folder(config)
     card = model_card(folder, config, load_tokenizer(folder))
     block_tokens = config.kv_cache.block_tokens
     limits = [card.max_length, max(1, config.kv_cache.num_tokens // block_tokens) * block_tokens]

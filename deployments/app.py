@@ -1,6 +1,6 @@
 """The one builder of the Ray Serve application: `deployments.app:build`, and `app`, the same with the shipped pair and all defaults.
 
-Router (ingress), Target and, where the drafter runs a model, Draft. The classes are plain; what Serve needs to know stands here.
+Router (ingress), Target and a Draft for each drafter that runs a model. The classes are plain; what Serve needs to know stands here.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from deployments.config_file import read_args
 from deployments.draft import Draft
 from deployments.router import Router
 from deployments.target import Target
-from dspark.config import DeploymentOptions, ModelSource, ServeArgs
+from dspark.config import DEFAULT_DRAFTER, DeploymentOptions, ModelSource, ServeArgs
 
 ROUTER, TARGET, DRAFT = "Router", "Target", "Draft"
 
@@ -28,13 +28,24 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     The annotation is a union on purpose: for a bare pydantic model Serve would validate first, with an error of a page.
     """
     args = read_args(args)
-    target = _deployment(Target, TARGET, args.target_deployment, args.target).bind(args.target, args.lease_silence_timeout_s)
-    draft = None
-    if args.drafter.kind == "language_model":
-        draft = _deployment(Draft, DRAFT, args.draft_deployment, args.drafter).bind(args.drafter, args.lease_silence_timeout_s)
+    drafters = tuple(args.named_drafters.values())
+    target = _deployment(Target, TARGET, args.target_deployment, args.target).bind(args.target, drafters, args.lease_silence_timeout_s)
+    drafts = {name: _draft(args, name, options) for name, options in args.draft_pools.items()}
     router = _deployment(serve.ingress()(Router), ROUTER, args.router_deployment, None)
-    application: Application = router.bind(args, target, draft)
+    application: Application = router.bind(args, target, drafts)
     return application
+
+
+def draft_name(drafter: str) -> str:
+    """The deployment of a drafter; the only one of a configuration needs no name of its own."""
+    return DRAFT if drafter == DEFAULT_DRAFTER else f"{DRAFT}-{drafter}"
+
+
+def _draft(args: ServeArgs, name: str, options: DeploymentOptions) -> Application:
+    config = args.named_drafters[name]
+    draft = _deployment(Draft, draft_name(name), options, config)
+    bound: Application = draft.bind(config, args.target, args.lease_silence_timeout_s)
+    return bound
 
 
 def _deployment(cls: type, name: str, options: DeploymentOptions, source: ModelSource | None) -> Any:

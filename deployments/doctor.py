@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from deployments.config_file import ServeFile
 from deployments.ports import is_free
-from dspark.config import ModelSource, ServeArgs
+from dspark.config import DEFAULT_DRAFTER, DeploymentOptions, DrafterConfig, ModelSource, ServeArgs
 from dspark.errors import DSparkError
 
 LIBRARIES = ("dspark", "ray", "torch", "transformers", "grpcio", "protobuf", "fastapi", "pydantic")
@@ -64,17 +64,19 @@ def _ports(file: ServeFile, metrics_port: int) -> Iterator[Finding]:
 
 def _threads(name: str, args: ServeArgs) -> Iterator[Finding]:
     """Replicas that fight for cores are slower than fewer threads."""
-    wanted = args.target_deployment.autoscaling.max_replicas * (args.target.num_threads or _cores())
-    if args.drafter.kind == "language_model":
-        wanted += args.draft_deployment.autoscaling.max_replicas * (args.drafter.num_threads or _cores())
-    if "cpu" in (args.target.device, args.drafter.device) and wanted > _cores():
+    pools: list[tuple[ModelSource, DeploymentOptions]] = [(args.target, args.target_deployment)]
+    pools += [(args.named_drafters[drafter], options) for drafter, options in args.draft_pools.items()]
+    on_cpu = [(source, options) for source, options in pools if source.device == "cpu"]
+    wanted = sum(options.autoscaling.max_replicas * (source.num_threads or _cores()) for source, options in on_cpu)
+    if wanted > _cores():
         yield Finding(Verdict.WARNING, f"{name}: models use up to {wanted} threads on {_cores()} cores; set num_threads")
 
 
 def _models(args: ServeArgs) -> Iterator[Finding]:
     yield _model("target", args.target)
-    if args.drafter.kind == "language_model":
-        yield _model("drafter", args.drafter)
+    for name in args.draft_pools:
+        config, role = args.named_drafters[name], "drafter" if name == DEFAULT_DRAFTER else f"drafter {name}"
+        yield _model(role, config) if config.kind == "language_model" else _trained_drafter(role, config, args.target)
 
 
 def _model(role: str, source: ModelSource) -> Finding:
@@ -90,6 +92,22 @@ def _model(role: str, source: ModelSource) -> Finding:
     return Finding(
         Verdict.OK, f"{role} {source.model}: {num_tensors} tensors, vocabulary {card.vocab_size}, context {card.max_length} tokens"
     )
+
+
+def _trained_drafter(role: str, source: DrafterConfig, target: ModelSource) -> Finding:
+    """A drafter that reads the target's hidden states: its whole checkpoint, and whether it belongs to the target."""
+    from dspark.runtime.draft_formats import check_target, read_draft_checkpoint
+    from dspark.runtime.loading import resolve_folder
+
+    try:
+        folder = resolve_folder(source)
+        checkpoint = read_draft_checkpoint(folder, tensors=())
+        check_target(folder, checkpoint.spec, resolve_folder(target))
+    except DSparkError as error:
+        return Finding(Verdict.FAILURE, f"{role}: {error}")
+    spec = checkpoint.spec
+    layers = ", ".join(map(str, spec.tap_layers))
+    return Finding(Verdict.OK, f"{role} {source.model}: {spec.kind}, {spec.num_draft_layers} layers, reads target layers {layers}")
 
 
 def _cores() -> int:

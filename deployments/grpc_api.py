@@ -95,7 +95,11 @@ class GenerationRpc:
         if request.model:
             check_model(request.model, self.service.card)
         (generation,) = generation_requests(
-            _raw_options(request, request_id, _timeout_s(context)), self.service.card, self.limits, self.service.encode
+            _raw_options(request, request_id, _timeout_s(context)),
+            self.service.card,
+            self.limits,
+            self.service.encode,
+            drafters=self.service.drafters,
         )
         return generation
 
@@ -133,9 +137,18 @@ def _raw_options(request: pb.GenerateRequest, request_id: str, timeout_s: float 
         seed=said("seed"),
         stop=tuple(request.stop),
         ignore_eos=said("ignore_eos"),
-        speculation_enabled=request.speculation.enabled if request.HasField("speculation") else None,
+        speculation_enabled=_speculation_enabled(request),
+        drafter=request.speculation.drafter or None,
         timeout_s=timeout_s,
     )
+
+
+def _speculation_enabled(request: pb.GenerateRequest) -> bool | None:
+    """Clients from before `drafter` write false as an empty message: the field had no presence then."""
+    if not request.HasField("speculation"):
+        return None
+    speculation = request.speculation
+    return speculation.enabled if speculation.HasField("enabled") else bool(speculation.drafter)
 
 
 def _prompt(request: pb.GenerateRequest) -> Prompt:
@@ -170,6 +183,7 @@ def _usage(usage: Usage) -> pb.Usage:
         selected_tokens=usage.selected_tokens,
         accepted_tokens=usage.accepted_tokens,
         rounds=usage.rounds,
+        drafter=usage.drafter or "",
     )
 
 

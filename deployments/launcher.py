@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from deployments.config_file import BUILDER, ServeFile
 from deployments.ports import check_free
 from dspark.client import Client
-from dspark.config import ServeArgs
+from dspark.config import DEFAULT_DRAFTER, MODEL_KINDS, NO_DRAFTER, ServeArgs
 from dspark.errors import ConfigError, DSparkError, ReplicaUnavailable
 
 WATCH_PERIOD_S = 2.0
@@ -188,13 +188,23 @@ def _banner(file: ServeFile) -> Iterator[str]:
             continue
         url = f"http://{host}:{http.port}{(application.route_prefix or '').rstrip('/')}/v1"
         name, context = _served_model(args, grpc.port if grpc.grpc_servicer_functions else None)
-        draft = args.drafter.model if args.drafter.kind == "language_model" else args.drafter.kind
         yield (
-            f"ready: {url} | gRPC :{grpc.port} | model {name} ({args.target.dtype}, {args.target.device}) | draft {draft} "
-            f"(depth {args.drafter.max_depth}) | {context}KV cache {args.target.kv_cache.num_tokens} tokens"
+            f"ready: {url} | gRPC :{grpc.port} | model {name} ({args.target.dtype}, {args.target.device}) | draft {drafters_told(args)} | "
+            f"{context}KV cache {args.target.kv_cache.num_tokens} tokens"
         )
         body = f'{{"model": "{name}", "prompt": "def add(", "max_tokens": 32}}'
         yield f"try:   curl {url}/completions -H 'content-type: application/json' -d '{body}'"
+
+
+def drafters_told(args: ServeArgs) -> str:
+    """`demo:drafter (depth 4)`, with names where there are several; `none` where nobody drafts."""
+    told = {
+        name: f"{config.model if config.kind in MODEL_KINDS else config.kind} (depth {config.max_depth})"
+        for name, config in args.named_drafters.items()
+    }
+    if told.keys() <= {DEFAULT_DRAFTER}:
+        return told.get(DEFAULT_DRAFTER, NO_DRAFTER)
+    return ", ".join(f"{name}: {text}" for name, text in told.items())
 
 
 def _served_model(args: ServeArgs, grpc_port: int | None) -> tuple[str, str]:

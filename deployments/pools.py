@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.leases import Lease, LeasePool
 from dspark.config import ServeArgs
 from dspark.errors import DraftUnavailable, TargetUnavailable
+from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
 from dspark.types import ModelCard, RouterId, SessionId
 from dspark.wire.client import RemoteDrafter, RemoteVerifier
@@ -63,9 +64,16 @@ class TargetPool:
 
 
 class DraftPool:
-    """Implements ports.DrafterPool. Any drafter will do whose token ids mean what the target's mean."""
+    """Implements ports.DrafterPool. Any drafter will do whose token ids mean what the target's mean.
 
-    def __init__(self, handle: DeploymentHandle[Any], router_id: RouterId, target: ModelCard, args: ServeArgs) -> None:
+    One that reads the target's hidden states must be the very checkpoint that `features` names: the target has its projection.
+    """
+
+    def __init__(
+        self, handle: DeploymentHandle[Any], router_id: RouterId, target: ModelCard, args: ServeArgs, features: FeatureSpec | None
+    ) -> None:
+        self.features = features
+        """See ports.DrafterPool."""
         self._router_id = router_id
         self._target = target
         self._args = args
@@ -84,7 +92,7 @@ class DraftPool:
         return await RemoteDrafter.connect(
             address,
             self._router_id,
-            model_fingerprint="",
+            model_fingerprint="" if self.features is None else self.features.drafter_fingerprint,
             tokenizer_fingerprint=self._target.tokenizer_fingerprint,
             silence_timeout_s=self._args.lease_silence_timeout_s,
             connect_timeout_s=self._args.limits.acquire_timeout_s,

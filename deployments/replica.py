@@ -27,7 +27,9 @@ class LeasedReplica:
     """Base of Target and Draft."""
 
     def __init__(self, lease_silence_timeout_s: float) -> None:
-        self.replica_id = ReplicaId(serve.get_replica_context().replica_tag)
+        context = serve.get_replica_context()
+        self.deployment = context.deployment
+        self.replica_id = ReplicaId(context.replica_tag)
         self.epoch = uuid.uuid4().hex
         self.book = LeaseBook(lease_silence_timeout_s)
         self.address = ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,8 +17,10 @@ from dspark.config import ServeArgs
 from dspark.drafting.build import lookup_drafter
 from dspark.engine import Engine
 from dspark.errors import FingerprintMismatch, TargetUnavailable
+from dspark.messages import FeatureSpec
 from dspark.ports import DrafterPool, Pools, VerifierPool
 from dspark.routing.placement import LocalDrafterPool
+from dspark.runtime.draft_formats import feature_spec
 from dspark.runtime.loading import load_tokenizer, resolve_folder
 from dspark.serving.text_codec import TextCodec
 from dspark.types import ModelCard, RouterId, SessionId
@@ -39,12 +42,14 @@ class ClusterBackend:
         card: ModelCard,
         router_id: RouterId,
         target: DeploymentHandle[Any],
-        draft: DeploymentHandle[Any] | None,
+        drafts: Mapping[str, DeploymentHandle[Any]],
+        features: Mapping[str, FeatureSpec | None],
     ) -> None:
+        """`drafts` are the deployments of the drafters that run a model, by name; `features` what those read of the target."""
         self._args = args
         self._card = card
         self._targets = TargetPool(target, router_id, card, args)
-        self._drafts = DraftPool(draft, router_id, card, args) if draft is not None else None
+        self._drafts = {name: DraftPool(handle, router_id, card, args, features[name]) for name, handle in drafts.items()}
 
     @property
     def card(self) -> ModelCard:
@@ -58,8 +63,8 @@ class ClusterBackend:
     async def stop(self) -> None:
         """See engine.Backend."""
         await self._targets.close()
-        if self._drafts is not None:
-            await self._drafts.close()
+        for pool in self._drafts.values():
+            await pool.close()
 
     async def ready(self) -> bool:
         """See engine.Backend: true if a target gives a place now. Who asks wants an answer soon, so it does not wait as a request does."""
@@ -75,24 +80,24 @@ class ClusterBackend:
         """See the function of this name."""
         await meet_a_target(self._targets)
 
-    def _drafters(self) -> DrafterPool | None:
-        if self._args.drafter.kind == "lookup":  # no model, so no replica either
-            return LocalDrafterPool(lookup_drafter(self._args.drafter))
-        return self._drafts
+    def _drafters(self) -> dict[str, DrafterPool]:
+        named = self._args.named_drafters
+        return {name: self._drafts.get(name) or LocalDrafterPool(lookup_drafter(config)) for name, config in named.items()}
 
 
 class Router(GenerationRpc):
     """Owner of the sessions that came in through it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, args: ServeArgs, target: DeploymentHandle[Any], draft: DeploymentHandle[Any] | None
+        self, args: ServeArgs, target: DeploymentHandle[Any], drafts: Mapping[str, DeploymentHandle[Any]]
     ) -> None:
         self._args = args
         self.limits = args.limits
         context = serve.get_replica_context()
         self._deployment, self._app_name = context.deployment, context.app_name
         codec, card = await asyncio.to_thread(_read_model, args)
-        backend = ClusterBackend(args, card, RouterId(context.replica_tag), target, draft)
+        features = await asyncio.to_thread(_read_features, args)
+        backend = ClusterBackend(args, card, RouterId(context.replica_tag), target, drafts, features)
         self._engine = self.service = Engine(backend, codec, args, RouterMetrics(card.name))
         await self._engine.start()
         await backend.meet_a_target()
@@ -138,3 +143,8 @@ async def meet_a_target(targets: VerifierPool, pause_s: float = TARGET_PAUSE_S) 
 def _read_model(args: ServeArgs) -> tuple[TextCodec, ModelCard]:
     folder = resolve_folder(args.target)
     return TextCodec(load_tokenizer(folder)), target_card(args.target, folder)
+
+
+def _read_features(args: ServeArgs) -> dict[str, FeatureSpec | None]:
+    """Of the drafters that have replicas, by name."""
+    return {name: feature_spec(args.named_drafters[name]) for name in args.draft_pools}

@@ -111,7 +111,7 @@ def problems_of(error: ValidationError, location: Location = ()) -> list[Problem
 
 
 def _inside(annotation: Any, value: Any, location: Location) -> Iterator[Problem]:
-    """Unknown keys of a field's value: through Optional, unions and lists down to the models."""
+    """Unknown keys of a field's value: through Optional, unions, lists and mappings down to the models."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield from unknown_keys(annotation, value, location)
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -121,6 +121,9 @@ def _inside(annotation: Any, value: Any, location: Location) -> Iterator[Problem
     elif get_origin(annotation) is list and isinstance(value, list):
         for index, item in enumerate(value):
             yield from _inside(get_args(annotation)[0], item, (*location, index))
+    elif get_origin(annotation) is dict and get_args(annotation) and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _inside(get_args(annotation)[1], item, (*location, key))
 
 
 def _refuse_aliases(path: Path, text: str) -> None:

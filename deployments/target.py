@@ -7,7 +7,7 @@ import grpc.aio
 from deployments.lease_book import LeasedVerifierHost
 from deployments.replica import LeasedReplica, data_host
 from deployments.telemetry import ReplicaGauges
-from dspark.config import TargetConfig
+from dspark.config import DrafterConfig, TargetConfig
 from dspark.errors import TargetUnavailable
 from dspark.verifying.runner import VerifierRunner
 from dspark.verifying.target_model import load_target
@@ -18,11 +18,12 @@ class Target(LeasedReplica):
     """One target model in one process."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: TargetConfig, lease_silence_timeout_s: float
+        self, config: TargetConfig, drafters: tuple[DrafterConfig, ...], lease_silence_timeout_s: float
     ) -> None:
+        """`drafters` are those that may read its hidden states."""
         super().__init__(lease_silence_timeout_s)
         # In a thread, so that the replica answers Serve while it loads.
-        loaded = await asyncio.to_thread(load_target, config)
+        loaded = await asyncio.to_thread(load_target, config, drafters)
         self._runner = VerifierRunner(loaded.verifier)
         self._runner.start()
         self._total_kv_blocks = loaded.packed_model.pool.num_blocks
@@ -36,7 +37,7 @@ class Target(LeasedReplica):
         self._server: grpc.aio.Server
         self._server, port = await start_server([service], host=data_host())
         self.address = f"{data_host()}:{port}"
-        ReplicaGauges("Target", self.replica_id).start(self._gauges)
+        ReplicaGauges(self.deployment, self.replica_id).start(self._gauges)
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica if this raises."""

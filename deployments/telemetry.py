@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from dspark.config import NO_DRAFTER
 from dspark.messages import DraftReport, StepReport
 from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason
@@ -15,6 +16,8 @@ from dspark.types import FinishReason
 BUCKETS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0]
 BUCKETS_ROWS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
 GAUGE_PERIOD_S = 1.0
+DRAFTER = "drafter"
+"""Label: whose candidates; NO_DRAFTER for sessions that decode plainly."""
 
 
 class RouterMetrics:
@@ -22,19 +25,23 @@ class RouterMetrics:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._drafted = self._counter("drafted_tokens", "Candidates proposed by drafters.")
-        self._selected = self._counter("selected_tokens", "Candidates sent to the target.")
-        self._accepted = self._counter("accepted_tokens", "Candidates that the target agreed with and the client got.")
-        self._committed = self._counter("committed_tokens", "Tokens given to clients.")
-        self._rounds = self._counter("rounds", "Rounds of single sessions.")
-        self._accepted_at = self._counter("accepted_at_position", "Rounds that accepted a candidate at this depth.", "position")
+        self._drafted = self._counter("drafted_tokens", "Candidates proposed by drafters.", DRAFTER)
+        self._selected = self._counter("selected_tokens", "Candidates sent to the target.", DRAFTER)
+        self._accepted = self._counter("accepted_tokens", "Candidates that the target agreed with and the client got.", DRAFTER)
+        self._committed = self._counter("committed_tokens", "Tokens given to clients.", DRAFTER)
+        self._rounds = self._counter("rounds", "Rounds of single sessions.", DRAFTER)
+        self._accepted_at = self._counter(
+            "accepted_at_position", "Rounds that accepted a candidate at this depth.", "position", DRAFTER
+        )
         self._ended = self._counter("sessions_ended", "Sessions that are over.", "reason")
-        self._draft_lost = self._counter("draft_lost", "Drafts that came late, wrong or not at all.", "reason")
+        self._draft_lost = self._counter("draft_lost", "Drafts that came late, wrong or not at all.", "reason", DRAFTER)
+        self._feature_rows = self._counter("feature_rows", "Positions whose hidden states came from targets for drafters.", DRAFTER)
+        self._feature_bytes = self._counter("feature_bytes", "Bytes of those hidden states.", DRAFTER)
         self._sessions = Gauge("dspark_sessions", "Sessions with a place on a target.", tag_keys=("model",))
         self._sessions.set_default_tags({"model": model})
         self._round_ms = self._histogram("round_ms", "Draft, queue, verification and commit of one round, in ms.", BUCKETS_MS)
         self._verify_ms = self._histogram("verify_ms", "One forward of a target and its acceptance walk, in ms.", BUCKETS_MS)
-        self._draft_ms = self._histogram("draft_ms", "One answer of a drafter, without the way there, in ms.", BUCKETS_MS)
+        self._draft_ms = self._histogram("draft_ms", "One answer of a drafter, without the way there, in ms.", BUCKETS_MS, DRAFTER)
         self._batch_rows = self._histogram("batch_rows", "Rows in one forward of a target.", BUCKETS_ROWS)
         self._num_sessions = 0
         self._sessions.set(0)
@@ -52,13 +59,14 @@ class RouterMetrics:
 
     def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
         """See Observer."""
-        self._rounds.inc(1)
-        _add(self._drafted, chunk.num_drafted)
-        _add(self._selected, chunk.num_selected)
-        _add(self._accepted, chunk.num_accepted)
-        _add(self._committed, len(chunk.token_ids))
+        tags = {DRAFTER: session.drafter or NO_DRAFTER}
+        self._rounds.inc(1, tags)
+        _add(self._drafted, chunk.num_drafted, tags)
+        _add(self._selected, chunk.num_selected, tags)
+        _add(self._accepted, chunk.num_accepted, tags)
+        _add(self._committed, len(chunk.token_ids), tags)
         for position in range(1, chunk.num_accepted + 1):
-            self._accepted_at.inc(1, {"position": str(position)})
+            self._accepted_at.inc(1, {"position": str(position), **tags})
         self._round_ms.observe(round_ms)
 
     def step_done(self, report: StepReport) -> None:
@@ -67,21 +75,26 @@ class RouterMetrics:
             self._verify_ms.observe(report.verify_ms)
             self._batch_rows.observe(report.batch_rows)
 
-    def draft_done(self, report: DraftReport) -> None:
+    def draft_done(self, report: DraftReport, drafter: str) -> None:
         """See Observer."""
-        self._draft_ms.observe(report.draft_ms)
+        self._draft_ms.observe(report.draft_ms, {DRAFTER: drafter})
 
-    def draft_lost(self, reason: str) -> None:
+    def draft_lost(self, reason: str, drafter: str) -> None:
         """See Observer."""
-        self._draft_lost.inc(1, {"reason": reason})
+        self._draft_lost.inc(1, {"reason": reason, DRAFTER: drafter})
+
+    def features_received(self, num_rows: int, num_bytes: int, drafter: str) -> None:
+        """See Observer."""
+        _add(self._feature_rows, num_rows, {DRAFTER: drafter})
+        _add(self._feature_bytes, num_bytes, {DRAFTER: drafter})
 
     def _counter(self, name: str, description: str, *tags: str) -> Counter:
         counter = Counter(f"dspark_{name}_total", description, tag_keys=("model", *tags))
         counter.set_default_tags({"model": self._model})
         return counter
 
-    def _histogram(self, name: str, description: str, boundaries: list[float]) -> Histogram:
-        histogram = Histogram(f"dspark_{name}", description, boundaries=boundaries, tag_keys=("model",))
+    def _histogram(self, name: str, description: str, boundaries: list[float], *tags: str) -> Histogram:
+        histogram = Histogram(f"dspark_{name}", description, boundaries=boundaries, tag_keys=("model", *tags))
         histogram.set_default_tags({"model": self._model})
         return histogram
 
@@ -118,6 +131,6 @@ DESCRIPTIONS = {
 }
 
 
-def _add(counter: Counter, amount: int) -> None:
+def _add(counter: Counter, amount: int, tags: dict[str, str]) -> None:
     if amount:  # Ray refuses to add nothing
-        counter.inc(amount)
+        counter.inc(amount, tags)

@@ -61,6 +61,8 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     speculation: bool
     """False: plain decoding; the same tokens, only slower."""
+    drafter: str
+    """Who drafts, by the service's name for it; not given, the service chooses."""
     request_id: str
     timeout_s: float
 
@@ -254,11 +256,11 @@ class _Call:
 
 def _request(prompt: str | Sequence[int], options: Options) -> pb.GenerateRequest:
     """Raises InvalidRequest for values that the message cannot carry; all else is for the service to judge."""
-    fields: dict[str, Any] = {key: value for key, value in options.items() if key not in ("timeout_s", "speculation")}
+    fields: dict[str, Any] = {key: value for key, value in options.items() if key not in ("timeout_s", "speculation", "drafter")}
     fields.setdefault("request_id", uuid.uuid4().hex)  # so that leaving a stream early can abort it
-    if "speculation" in options:
-        fields["speculation"] = pb.Speculation(enabled=options["speculation"])
     try:
+        if "speculation" in options or "drafter" in options:
+            fields["speculation"] = pb.Speculation(enabled=options.get("speculation", True), drafter=options.get("drafter", ""))
         if isinstance(prompt, str):
             return pb.GenerateRequest(text=prompt, **fields)
         return pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), **fields)
@@ -287,6 +289,7 @@ def _usage(usage: pb.Usage) -> Usage:
         usage.selected_tokens,
         usage.accepted_tokens,
         usage.rounds,
+        usage.drafter or None,
     )
 
 

@@ -1,11 +1,21 @@
 """Configuration models: frozen, strict, every unknown key refused. One YAML file holds them (serve_config.yaml, `args:`)."""
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+
+MODEL_KINDS = frozenset({"language_model", "block", "eagle"})
+"""Kinds of drafters that have weights, and so replicas of their own in the service."""
+DEFAULT_DRAFTER = "default"
+"""Name of the one that `drafter:` configures."""
+NO_DRAFTER = "none"
+"""What metrics call the lack of a drafter; no drafter may have this name."""
+DRAFTER_NAME = re.compile(r"[a-z0-9_-]{1,32}")
 
 
 class StrictModel(BaseModel):
@@ -57,12 +67,15 @@ class TargetConfig(ModelSource):
 class DrafterConfig(ModelSource):
     """Who guesses, and how far."""
 
-    kind: Literal["none", "lookup", "language_model"] = "language_model"
+    kind: Literal["none", "lookup", "language_model", "block", "eagle"] = "language_model"
+    """`block` is the DSpark drafter (DFlash where its checkpoint has no sequential head), `eagle` an EAGLE-3-style one."""
     model: str = "demo:drafter"
     max_depth: Annotated[int, Field(ge=0, le=64)] = 4
     """Draft positions per round (`num_speculative_tokens` elsewhere)."""
     max_nodes: Annotated[int, Field(ge=0, le=256)] = 4
     """Candidates per session and round."""
+    min_survival: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Drafters with a model propose no position that they expect to survive less often; `deepspec evaluate` shows what it does."""
     lookup_min_match: Positive = 2
     """`lookup`: shortest suffix that counts as a match."""
     lookup_max_match: Positive = 16
@@ -97,11 +110,36 @@ class LimitsConfig(StrictModel):
 
 
 class EngineConfig(StrictModel):
-    """A target, a drafter and limits: what the offline API needs."""
+    """A target, its drafters and limits: what the offline API needs."""
 
     target: TargetConfig = TargetConfig()
     drafter: DrafterConfig = DrafterConfig()
+    """The one drafter, where one is enough."""
+    drafters: dict[str, DrafterConfig] = {}
+    """Instead of `drafter`: several by name, chosen per request by `speculation.drafter`, else by measured acceptance."""
     limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def named_drafters(self) -> dict[str, DrafterConfig]:
+        """All who guess, by name; empty where nobody does."""
+        named = self.drafters or {DEFAULT_DRAFTER: self.drafter}
+        return {name: config for name, config in named.items() if config.kind != "none"}
+
+    @field_validator("drafters")
+    @classmethod
+    def _names(cls, drafters: dict[str, DrafterConfig]) -> dict[str, DrafterConfig]:
+        for name, config in drafters.items():
+            if not DRAFTER_NAME.fullmatch(name) or name == NO_DRAFTER:
+                raise ValueError(f"{name!r} is no name for a drafter: 1 to 32 of a-z 0-9 _ -, and not {NO_DRAFTER!r}")
+            if config.kind == "none":
+                raise ValueError(f"{name!r} has the kind 'none'; leave it out, a request can do without by speculation.enabled")
+        return drafters
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if self.drafters and "drafter" in self.model_fields_set:
+            raise ValueError("drafter and drafters are both given; put the one of `drafter` among `drafters`, with a name")
+        return self
 
 
 class AutoscalingOptions(StrictModel):
@@ -142,8 +180,24 @@ class ServeArgs(EngineConfig):
     router_deployment: DeploymentOptions = DeploymentOptions(max_leases=1024)
     target_deployment: DeploymentOptions = DeploymentOptions()
     draft_deployment: DeploymentOptions = DeploymentOptions()
+    """Of every drafter that runs a model: each has a pool of its own."""
+    draft_deployments: dict[str, DeploymentOptions] = {}
+    """Instead of `draft_deployment`, for the drafters named here."""
     lease_silence_timeout_s: PositiveSeconds = 10.0
     """A lease whose router sent nothing for this long is ended by the replica."""
+
+    @property
+    def draft_pools(self) -> dict[str, DeploymentOptions]:
+        """The drafters that need replicas, by name, and where those run."""
+        named = self.named_drafters
+        return {name: self.draft_deployments.get(name, self.draft_deployment) for name in named if named[name].kind in MODEL_KINDS}
+
+    @model_validator(mode="after")
+    def _known_pools(self) -> Self:
+        for name in self.draft_deployments:
+            if name not in self.draft_pools:
+                raise ValueError(f"draft_deployments names {name!r}; drafters that run a model are {listed(self.draft_pools)}")
+        return self
 
     @model_validator(mode="after")
     def _same_length_of_grace(self) -> Self:
@@ -154,3 +208,8 @@ class ServeArgs(EngineConfig):
                 f"({self.limits.request_timeout_s}): a drain would cut sessions"
             )
         return self
+
+
+def listed(names: Iterable[str]) -> str:
+    """`'code', 'general'` for a message."""
+    return ", ".join(map(repr, sorted(names))) or "none"

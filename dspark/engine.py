@@ -84,6 +84,11 @@ class Engine:
         return self._backend.card
 
     @property
+    def drafters(self) -> tuple[str, ...]:
+        """See GenerationService."""
+        return tuple(self._config.named_drafters)
+
+    @property
     def backend(self) -> Backend:
         """What stands behind this engine."""
         return self._backend
@@ -99,7 +104,7 @@ class Engine:
         self._loop = SpeculativeLoop(
             pools.targets,
             pools.drafters,
-            drafter=self._config.drafter,
+            drafter_configs=self._config.named_drafters,
             limits=self._config.limits,
             max_batch_rows=self._config.target.max_batch_rows,
             observer=self._observer,
@@ -145,7 +150,8 @@ class Engine:
     def requests(self, prompts: str | Sequence[str] | Sequence[Sequence[int]], **options: Any) -> list[GenerationRequest]:
         """Checked requests for `stream`: one per prompt and choice. `options` are fields of serving.validation.RawOptions."""
         listed = (prompts,) if isinstance(prompts, str) else tuple(p if isinstance(p, str) else tuple(p) for p in prompts)
-        return generation_requests(RawOptions(listed, **options), self.card, self._config.limits, self.encode)
+        raw = RawOptions(listed, **options)
+        return generation_requests(raw, self.card, self._config.limits, self.encode, drafters=self.drafters)
 
     def generate(self, prompts: str | Sequence[str] | Sequence[Sequence[int]], **options: Any) -> list[Completion]:
         """Whole answers, all prompts batched together; for programs without an event loop.
@@ -209,9 +215,10 @@ class Engine:
         session = self._session(request)
         text = IncrementalText(self._codec.backend, request.stop)
         usage = Usage(prompt_tokens=len(request.prompt_ids))
-        async with aclosing(self._loop.run(session, speculate=request.speculation_enabled)) as rounds:
+        running = self._loop.run(session, speculate=request.speculation_enabled, drafter=request.drafter)
+        async with aclosing(running) as rounds:
             async for round_chunk in rounds:
-                chunk = _text_chunk(round_chunk, text, usage)
+                chunk = _text_chunk(round_chunk, text, replace(usage, drafter=session.drafter))
                 usage = chunk.usage
                 yield chunk
                 if chunk.finish_reason is not None:

@@ -15,7 +15,19 @@ import torch
 
 from dspark.acceptance import walk
 from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRound, TargetUnavailable, UnknownSession
-from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
+from dspark.messages import (
+    NO_FEATURES,
+    ContextFeatures,
+    DraftReport,
+    DraftRequest,
+    DraftResult,
+    FeatureSpec,
+    SessionFailure,
+    SessionOpen,
+    StepReport,
+    VerifyRequest,
+    VerifyResult,
+)
 from dspark.sampling import RowSampling, Sampler
 from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import ModelCard, ReplicaId, SamplingParams, SessionId
@@ -60,9 +72,16 @@ class ToyLaw:
 class _ToySession:
     token_ids: list[int]
     sampling: SamplingParams
+    has_features: bool = False
     round: int = 0
     pending: VerifyRequest | None = None
     last_result: VerifyResult | None = None
+
+
+def toy_features(token_ids: Sequence[int], start: int, stop: int) -> ContextFeatures:
+    """What a ToyTarget saw at positions start..stop-1: each row is the token there and the position."""
+    rows = [(token_ids[position], position) for position in range(start, stop)]
+    return ContextFeatures(start, np.asarray(rows, np.uint16).reshape(-1, 2), projected=True)
 
 
 class ToyTarget:
@@ -73,6 +92,8 @@ class ToyTarget:
         self.max_length = max_length
         self.step_s = step_s
         """How long a step takes."""
+        self.keeps_features = True
+        """False: results come without features, whoever asks."""
         self.batches: list[tuple[SessionId, ...]] = []
         """The sessions of every `submit`, in order."""
         self._sessions: dict[SessionId, _ToySession] = {}
@@ -98,7 +119,7 @@ class ToyTarget:
 
     def open(self, session: SessionOpen) -> None:
         """See ports.Verifier."""
-        self._sessions[session.session_id] = _ToySession(list(session.token_ids), session.sampling)
+        self._sessions[session.session_id] = _ToySession(list(session.token_ids), session.sampling, session.features is not None)
 
     def submit(self, requests: Sequence[VerifyRequest]) -> None:
         """See ports.Verifier."""
@@ -141,23 +162,33 @@ class ToyTarget:
         request.tree.check(self.law.vocab_size, self.max_length)
         if len(request.tree) and request.base_length + int(request.tree.depths.max()) > self.max_length:
             raise InvalidMessage("the tree reaches past the toy's length", "tree")
+        start = request.features_from
+        if start != NO_FEATURES and not (session.has_features and 0 <= start < request.base_length):
+            raise InvalidMessage("features_from does not fit the session", "features_from")
         session.pending = request
 
     def _decide(self, session: _ToySession, request: VerifyRequest) -> VerifyResult:
         tree, base = request.tree, len(session.token_ids)
         paths = [[int(tree.token_ids[k]) for k in tree.path(node)] for node in range(len(tree))]
         accepted = walk(tree, self.law.tokens([session.token_ids, *(session.token_ids + path for path in paths)], session.sampling))
-        session.last_result = VerifyResult(request.session_id, request.round, base, accepted.nodes, accepted.token_ids)
         session.token_ids.extend(accepted.token_ids)
+        features = None
+        if request.features_from != NO_FEATURES and self.keeps_features:
+            features = toy_features(session.token_ids, request.features_from, base + len(accepted.nodes))
+        session.last_result = VerifyResult(request.session_id, request.round, base, accepted.nodes, accepted.token_ids, features)
         session.round, session.pending = session.round + 1, None
         return session.last_result
 
 
 class FakeDrafter:
-    """Implements ports.Drafter with a given guess. It can be slow, and it can die and come back."""
+    """Implements ports.Drafter with a given guess. It can be slow, and it can die and come back.
 
-    def __init__(self, guess: Guess, *, delay_s: float = 0.0) -> None:
+    One that reads features keeps what it gets, and like a real one refuses to draft unless it has all before the anchor.
+    """
+
+    def __init__(self, guess: Guess, *, delay_s: float = 0.0, reads_features: bool = False) -> None:
         self._guess = guess
+        self._reads_features = reads_features
         self.delay_s = delay_s
         self.dead = False
         """While true every draft raises DraftUnavailable."""
@@ -165,6 +196,10 @@ class FakeDrafter:
         """Batches asked for, answered or not."""
         self._sessions: dict[SessionId, SessionOpen] = {}
         self._token_ids: dict[SessionId, list[int]] = {}
+        self.features: dict[SessionId, list[tuple[int, ...]]] = {}
+        """Rows by position, of each session held."""
+        self.num_repeated_rows = 0
+        """Rows that came although they were there."""
 
     @property
     def num_sessions(self) -> int:
@@ -175,11 +210,13 @@ class FakeDrafter:
         """Lose every session, as a replica that was started again."""
         self._sessions.clear()
         self._token_ids.clear()
+        self.features.clear()
 
     def open(self, session: SessionOpen) -> None:
         """See ports.Drafter."""
         self._sessions[session.session_id] = session
         self._token_ids[session.session_id] = list(session.token_ids)
+        self.features[session.session_id] = []
 
     async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
         """See ports.Drafter."""
@@ -199,6 +236,7 @@ class FakeDrafter:
         """See ports.Drafter."""
         self._sessions.pop(session_id, None)
         self._token_ids.pop(session_id, None)
+        self.features.pop(session_id, None)
 
     def answer(self, request: DraftRequest) -> DraftResult:
         """One session's candidates. Raises UnknownSession and StaleRound."""
@@ -209,9 +247,22 @@ class FakeDrafter:
         if not 0 <= start <= len(tokens):
             raise StaleRound(f"the delta starts at {start}, this drafter knows {len(tokens)} tokens")
         tokens[start:] = request.new_token_ids
+        self._read(request)
         depth = min(request.max_depth, request.max_nodes)
         tree = self._guess(tuple(tokens), self._sessions[request.session_id].sampling, depth)
         return DraftResult(request.session_id, request.base_length, tree)
+
+
+    def _read(self, request: DraftRequest) -> None:
+        known = self.features[request.session_id]
+        if request.features is not None:
+            start = request.features.start
+            if start > len(known):
+                raise StaleRound(f"features start at {start}, this drafter has {len(known)} positions")
+            self.num_repeated_rows += len(known) - start
+            known[start:] = [tuple(row) for row in request.features.values.tolist()]
+        if self._reads_features and request.max_depth > 0 and len(known) != request.base_length - 1:
+            raise StaleRound(f"a draft at length {request.base_length} with features of {len(known)} positions")
 
 
 class LyingDrafter(FakeDrafter):
@@ -262,6 +313,8 @@ class FakePool:
     num_acquired: int = 0
     leases: set["FakeLease"] = field(default_factory=set)
     """Those not given back yet."""
+    features: FeatureSpec | None = None
+    """See ports.DrafterPool."""
 
     async def acquire(self, session_id: SessionId) -> "FakeLease":
         """See ports.DrafterPool and ports.VerifierPool."""

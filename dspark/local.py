@@ -1,11 +1,13 @@
-"""LocalBackend: drafter and target in this process, for the offline API, tests and benchmarks."""
+"""LocalBackend: drafters and target in this process, for the offline API, tests and benchmarks."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from dspark.config import DrafterConfig, EngineConfig
+from dspark.config import DEFAULT_DRAFTER, MODEL_KINDS, DrafterConfig, EngineConfig, TargetConfig
 from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
 from dspark.drafting.drafter import ThreadedDrafter
 from dspark.errors import FingerprintMismatch
+from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Pools
 from dspark.routing.placement import LocalDrafterPool, LocalVerifierPool
 from dspark.types import ModelCard, RouterId
@@ -19,34 +21,33 @@ class LocalBackend:
     def __init__(
         self,
         target: LoadedTarget,
-        config: DrafterConfig,
-        drafter: LoadedDrafter | None,
-        foreign_drafter: Drafter | None = None,
+        drafters: Mapping[str, LoadedDrafter | Drafter],
     ) -> None:
-        if drafter is not None and drafter.card.tokenizer_fingerprint != target.card.tokenizer_fingerprint:
-            raise FingerprintMismatch(
-                f"drafter {drafter.card.name} has another tokenizer than target {target.card.name}: "
-                f"{drafter.card.tokenizer_fingerprint} is not {target.card.tokenizer_fingerprint}"
-            )
+        """`drafters` by name: models of this project, or any objects of the port."""
+        for drafter in drafters.values():
+            if isinstance(drafter, LoadedDrafter):
+                _check_tokenizer(drafter.card, target.card)
         self._target = target
-        self._config = config
-        self._drafter_model = drafter
-        self._foreign_drafter = foreign_drafter
+        self._drafters = drafters
         self._runner: VerifierRunner | None = None
-        self._threaded_drafter: ThreadedDrafter | None = None
+        self._threaded_drafters: list[ThreadedDrafter] = []
         self._thread: ThreadPoolExecutor | None = None
-        """Of drafter and target together: two threads that both launch small operations slow each other down at the interpreter's lock."""
+        """Of drafters and target together: two threads that both launch small operations slow each other down at the interpreter's lock."""
 
     @classmethod
     def load(cls, config: EngineConfig) -> "LocalBackend":
         """Load what the configuration names. Blocks for as long as that takes."""
-        target = load_target(config.target)
-        return cls(target, config.drafter, _load_drafter(config.drafter))
+        target = load_target(config.target, tuple(config.named_drafters.values()))
+        return cls(target, {name: _load(drafter, config.target) for name, drafter in config.named_drafters.items()})
 
     def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
-        """The same target weights with another drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
-        drafter = None if foreign_drafter is not None else _load_drafter(config)
-        return LocalBackend(self._target.with_own_cache(), config, drafter, foreign_drafter)
+        """The same target weights with one other drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
+        drafters: dict[str, LoadedDrafter | Drafter] = {}
+        if foreign_drafter is not None:
+            drafters = {DEFAULT_DRAFTER: foreign_drafter}
+        elif config.kind != "none":
+            drafters = {DEFAULT_DRAFTER: _load(config, self._target.config)}
+        return LocalBackend(self._target.with_own_cache((config,)), drafters)
 
     @property
     def card(self) -> ModelCard:
@@ -64,14 +65,14 @@ class LocalBackend:
         self._runner = VerifierRunner(self._target.verifier, self._thread)
         self._runner.start()
         targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card)
-        drafter = self._start_drafter()
-        return Pools(targets, None if drafter is None else LocalDrafterPool(drafter))
+        drafters = {name: LocalDrafterPool(self._start(drafter), _features(drafter)) for name, drafter in self._drafters.items()}
+        return Pools(targets, drafters)
 
     async def stop(self) -> None:
         """See engine.Backend."""
-        if self._threaded_drafter is not None:
-            await self._threaded_drafter.stop()
-            self._threaded_drafter = None
+        for drafter in self._threaded_drafters:
+            await drafter.stop()
+        self._threaded_drafters.clear()
         if self._runner is not None:
             await self._runner.stop()
             self._runner = None
@@ -83,16 +84,28 @@ class LocalBackend:
         """See engine.Backend."""
         return self._runner is not None and self._runner.alive
 
-    def _start_drafter(self) -> Drafter | None:
-        if self._foreign_drafter is not None:
-            return self._foreign_drafter
-        if self._config.kind == "none":
-            return None
-        if self._drafter_model is None:
-            return lookup_drafter(self._config)
-        self._threaded_drafter = ThreadedDrafter(self._drafter_model.drafter, self._thread)
-        return self._threaded_drafter
+    def _start(self, drafter: LoadedDrafter | Drafter) -> Drafter:
+        if not isinstance(drafter, LoadedDrafter):
+            return drafter
+        threaded = ThreadedDrafter(drafter.drafter, self._thread)
+        self._threaded_drafters.append(threaded)
+        return threaded
 
 
-def _load_drafter(config: DrafterConfig) -> LoadedDrafter | None:
-    return load_drafter(config) if config.kind == "language_model" else None
+def _load(config: DrafterConfig, target: TargetConfig) -> LoadedDrafter | Drafter:
+    return load_drafter(config, target) if config.kind in MODEL_KINDS else lookup_drafter(config)
+
+
+def _features(drafter: LoadedDrafter | Drafter) -> FeatureSpec | None:
+    """What sessions must ask the target for; a drafter from elsewhere reads tokens only."""
+    if not isinstance(drafter, LoadedDrafter) or not drafter.card.tap_layers:
+        return None
+    return FeatureSpec(drafter.card.model_fingerprint, drafter.card.tap_layers)
+
+
+def _check_tokenizer(drafter: ModelCard, target: ModelCard) -> None:
+    if drafter.tokenizer_fingerprint != target.tokenizer_fingerprint:
+        raise FingerprintMismatch(
+            f"drafter {drafter.name} has another tokenizer than target {target.name}: "
+            f"{drafter.tokenizer_fingerprint} is not {target.tokenizer_fingerprint}"
+        )

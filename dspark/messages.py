@@ -2,8 +2,40 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
+
+NO_FEATURES = -1
+"""`VerifyRequest.features_from` of a session whose drafter reads none, or wants none in this round."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """Which hidden states of the target a session's drafter reads."""
+
+    drafter_fingerprint: str
+    """Of the drafter's checkpoint. A target that has loaded its projection answers with projected features, any other with raw taps."""
+    tap_layers: tuple[int, ...]
+    """Decoder layers whose outputs are read, in growing order; -1 is the embedding. Never the last layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContextFeatures:
+    """What the target saw at consecutive committed positions: a drafter's context."""
+
+    start: int
+    """Absolute position of the first row."""
+    values: NDArray[np.uint16]  # [k, w] bits of bfloat16; w = d if projected, else m * d (taps side by side)
+    projected: bool
+    """True: `fc` and norm of the drafter are applied already."""
+
+    @property
+    def stop(self) -> int:
+        """Position after the last row."""
+        return self.start + len(self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +48,8 @@ class SessionOpen:
     sampling: SamplingParams
     epoch: int = 0
     """Counts the replicas that this session has lived on; answers of an older epoch are dropped."""
+    features: FeatureSpec | None = None
+    """For the target: capture these features for as long as the session lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +62,10 @@ class DraftRequest:
     new_token_ids: tuple[int, ...]
     """Committed since the last request that this drafter answered: a delta, ends at base_length."""
     max_depth: int
+    """0 only brings the drafter's state up to date."""
     max_nodes: int
+    features: ContextFeatures | None = None
+    """Continues what this drafter has; a draft needs all positions before the anchor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +87,8 @@ class VerifyRequest:
     base_length: int
     tree: CandidateTree
     """The selected candidates; may be empty."""
+    features_from: int = NO_FEATURES
+    """First position whose features are wanted with the result: those up to the new anchor come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +102,8 @@ class VerifyResult:
     """Indices of the accepted nodes of the request's tree, root first."""
     token_ids: tuple[int, ...]
     """Accepted tokens and the bonus token: always one more than `accepted`."""
+    features: ContextFeatures | None = None
+    """Of the positions from `features_from` up to the new anchor, which is not among them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ In one process they are the models themselves (drafting/, verifying/), in the se
 fakes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dspark.messages import DraftReport, DraftRequest, SessionOpen, StepReport, VerifyRequest
+from dspark.messages import DraftReport, DraftRequest, FeatureSpec, SessionOpen, StepReport, VerifyRequest
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 
 
@@ -19,7 +19,7 @@ class Drafter(Protocol):
         """Make the session known. Cheap: work starts with the first draft. A second open of an id replaces the first."""
 
     async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
-        """Candidates for every request, in one answer.
+        """Candidates for every request, in one answer. Tokens and features may overlap what is known: an answer may have been lost.
 
         A session that cannot be served is in `failures`. Raises DraftUnavailable if the replica is gone.
         """
@@ -94,6 +94,10 @@ class VerifierLease(Protocol):
 class DrafterPool(Protocol):
     """Where draft leases come from."""
 
+    @property
+    def features(self) -> FeatureSpec | None:
+        """What sessions must ask the target for; None where these drafters read nothing but tokens."""
+
     async def acquire(self, session_id: SessionId) -> DrafterLease:
         """A place on some replica. Raises DraftUnavailable if there is none in time."""
 
@@ -107,7 +111,8 @@ class VerifierPool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Where a loop gets its places; `drafters` is None where nobody drafts."""
+    """Where a loop gets its places."""
 
     targets: VerifierPool
-    drafters: DrafterPool | None
+    drafters: Mapping[str, DrafterPool]
+    """By the drafter's name; empty where nobody drafts."""

@@ -1,9 +1,9 @@
-"""Session: the only mutable state of a request, owned by the router. `commit` is its only change."""
+"""Session: the only mutable state of a request, owned by the router. Once it is said who drafts, `commit` is its only change."""
 
 from dataclasses import dataclass, field
 
 from dspark.errors import ProtocolError
-from dspark.messages import SessionOpen, VerifyRequest, VerifyResult
+from dspark.messages import NO_FEATURES, FeatureSpec, SessionOpen, VerifyRequest, VerifyResult
 from dspark.tree import CandidateTree
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
@@ -31,6 +31,10 @@ class Session:
     round: int = 0
     epoch: int = 0
     finish_reason: FinishReason | None = None
+    drafter: str | None = None
+    """Name of its drafter, said once, before the first round; None decodes plainly."""
+    drafter_was_chosen: bool = False
+    """True where the request left the drafter to the service."""
 
     @property
     def base_length(self) -> int:
@@ -47,9 +51,9 @@ class Session:
         """How many tokens `max_tokens` still allows."""
         return self.stop.max_tokens - len(self.output_ids)
 
-    def opening(self) -> SessionOpen:
-        """The message that rebuilds this session on a replica."""
-        return SessionOpen(self.session_id, (*self.prompt_ids, *self.output_ids), self.sampling, self.epoch)
+    def opening(self, features: FeatureSpec | None = None) -> SessionOpen:
+        """The message that rebuilds this session on a replica; `features` are what a target is to capture for its drafter."""
+        return SessionOpen(self.session_id, (*self.prompt_ids, *self.output_ids), self.sampling, self.epoch, features)
 
     def tokens_since(self, length: int) -> tuple[int, ...]:
         """Committed tokens from absolute position `length` on: the delta that a drafter lacks."""
@@ -57,9 +61,9 @@ class Session:
             self.output_ids[length - len(self.prompt_ids) :]
         )
 
-    def verify_request(self, tree: CandidateTree) -> VerifyRequest:
+    def verify_request(self, tree: CandidateTree, features_from: int = NO_FEATURES) -> VerifyRequest:
         """This round's question to the target."""
-        return VerifyRequest(self.session_id, self.round, self.base_length, tree)
+        return VerifyRequest(self.session_id, self.round, self.base_length, tree, features_from)
 
     def commit(self, result: VerifyResult, *, num_drafted: int = 0, num_selected: int = 0) -> TokenChunk:
         """Append the round's tokens up to the first stop; exact inside a block.

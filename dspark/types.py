@@ -66,3 +66,5 @@ class ModelCard:
     eos_token_ids: tuple[int, ...]
     model_fingerprint: str
     tokenizer_fingerprint: str
+    tap_layers: tuple[int, ...] = ()
+    """Of a drafter: the target's layers it reads; empty for one that needs nothing but tokens."""

@@ -111,6 +111,37 @@ async def test_speculation_can_be_switched_off_for_a_request(engine: Engine) -> 
     assert (usage.drafted_tokens, usage.rounds) == (0, 10)
 
 
+@pytest.fixture(scope="module")
+def several() -> EngineConfig:
+    drafters = {"model": DrafterConfig(max_depth=4, max_nodes=4), "copy": DrafterConfig(kind="lookup", max_depth=4, max_nodes=4)}
+    return EngineConfig(target=CONFIG.target, drafters=drafters)
+
+
+async def test_every_drafter_gives_the_same_tokens_and_is_reported_by_its_name(engine: Engine, several: EngineConfig) -> None:
+    options = {"max_tokens": 40, "temperature": 0.8, "seed": 4, "ignore_eos": True}
+    prompt = "import os\nimport sys\nimport os\n"
+    plain = await _complete(engine, prompt, speculation_enabled=False, **options)
+    assert plain.usage.drafter is None
+    async with Engine.from_config(several) as engine:
+        assert engine.drafters == ("model", "copy")
+        for name in engine.drafters:
+            answer = await _complete(engine, prompt, drafter=name, **options)
+            assert answer.token_ids == plain.token_ids
+            assert answer.usage.drafter == name
+            assert answer.usage.drafted_tokens > 0
+        served = [(await _complete(engine, prompt, **options)) for _ in range(8)]
+        assert {answer.token_ids for answer in served} == {plain.token_ids}
+        assert {answer.usage.drafter for answer in served} == {"model", "copy"}, "both have their trial"
+        off = await _complete(engine, prompt, drafter="copy", speculation_enabled=False, **options)
+        assert (off.usage.drafter, off.usage.drafted_tokens) == (None, 0)
+
+
+def test_an_unknown_drafter_is_refused_with_the_known_ones(backend: LocalBackend, codec: TextCodec) -> None:
+    with pytest.raises(InvalidRequest, match="must be one of 'default', not 'code'") as caught:
+        Engine(backend, codec, CONFIG).requests(PROMPT, drafter="code")
+    assert caught.value.field == "speculation.drafter"
+
+
 async def test_leaving_a_stream_frees_its_blocks(engine: Engine, backend: LocalBackend) -> None:
     (request,) = engine.requests(PROMPT, max_tokens=1000, ignore_eos=True)
     async with aclosing(engine.stream(request)) as chunks:

@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dspark.errors import DraftUnavailable, InvalidMessage, TargetUnavailable
-from dspark.fakes import FakeDrafter, FakePool, LyingDrafter, ToyLaw, ToyTarget
-from dspark.messages import DraftRequest, SessionOpen, StepReport, VerifyRequest
+from dspark.fakes import FakeDrafter, FakePool, LyingDrafter, ToyLaw, ToyTarget, toy_features
+from dspark.messages import ContextFeatures, DraftRequest, FeatureSpec, SessionOpen, StepReport, VerifyRequest
 from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import SamplingParams, SessionId
 
@@ -138,3 +139,32 @@ async def test_a_fake_pool_counts_its_leases_and_can_be_empty_or_gone() -> None:
         await pool.acquire(NAME)
     with pytest.raises(DraftUnavailable):
         await FakePool(LyingDrafter(12), available=False).acquire(NAME)
+
+
+async def test_the_toy_targets_features_are_those_of_its_text_and_only_for_who_asked_at_the_opening() -> None:
+    target = ToyTarget(ToyLaw())
+    target.open(SessionOpen(NAME, PROMPT, GREEDY, features=FeatureSpec("d", (0,))))
+    right = ToyLaw().continuation(PROMPT, GREEDY, 3)
+    target.submit([VerifyRequest(NAME, 0, 3, CandidateTree.chain(right[:2]), 1)])
+    (result,) = (await asyncio.wait_for(target.next_report(), 1)).results
+    assert result.features is not None
+    assert result.features.values.tolist() == [[token, 1 + k] for k, token in enumerate([2, 3, *right[:2]])]
+    target.open(SessionOpen(NAME, PROMPT, GREEDY))
+    target.submit([VerifyRequest(NAME, 0, 3, CandidateTree.empty(), 1)])
+    assert [failure.error for failure in (await asyncio.wait_for(target.next_report(), 1)).failures] == ["InvalidMessage"]
+
+
+async def test_a_fake_that_reads_features_refuses_gaps_and_drafts_without_them() -> None:
+    drafter = FakeDrafter(ToyLaw().guess, reads_features=True)
+    drafter.open(SessionOpen(NAME, PROMPT, GREEDY))
+    request = DraftRequest(NAME, 3, (), 2, 2)
+
+    async def errors(features: ContextFeatures | None, depth: int = 2) -> list[str]:
+        report = await drafter.draft([replace(request, features=features, max_depth=depth)])
+        return [failure.error for failure in report.failures]
+
+    assert await errors(None) == ["StaleRound"]
+    assert await errors(toy_features(PROMPT, 1, 2)) == ["StaleRound"]
+    assert await errors(toy_features(PROMPT, 0, 1), depth=0) == []
+    assert await errors(toy_features(PROMPT, 0, 2)) == []
+    assert drafter.num_repeated_rows == 1

@@ -132,6 +132,15 @@ def test_the_arguments_are_those_of_the_application(serve_config: Any) -> None:
     assert args.target_deployment.label_selector == {"pool": "target"}
 
 
+def test_the_second_drafter_shown_in_the_comment_would_be_accepted(service: Any, serve_config: Any) -> None:
+    args = serve_config["applications"][0]["args"]
+    lines = service["spec"]["serveConfigV2"].split("# A second drafter")[1].splitlines()
+    shown = yaml.safe_load("\n".join(line.strip().removeprefix("#") for line in lines if line.strip().startswith("#   ")))
+    several = ServeArgs(**{key: value for key, value in args.items() if key != "drafter"}, **shown)
+    pools = {name: (options.label_selector or {})["pool"] for name, options in several.draft_pools.items()}
+    assert pools == {"general": "draft", "code": "draft-code"}
+
+
 def test_no_session_is_cut_by_an_upgrade(service: Any, serve_config: Any) -> None:
     args = ServeArgs(**serve_config["applications"][0]["args"])
     longest_s = max(args.limits.request_timeout_s, args.target_deployment.graceful_shutdown_timeout_s)

@@ -1,16 +1,28 @@
 """From a drafter's configuration to a drafter that is ready to run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from dspark.config import DrafterConfig
+from dspark.config import DrafterConfig, ModelSource, TargetConfig
+from dspark.drafting.batch import CachedDrafter
+from dspark.drafting.block import BlockDrafter
+from dspark.drafting.block_model import BlockModel
+from dspark.drafting.eagle import EagleDrafter
+from dspark.drafting.eagle_model import EagleModel
 from dspark.drafting.language_model import BatchDrafter
 from dspark.drafting.lookup import LookupDrafter
-from dspark.errors import ConfigError
+from dspark.drafting.shared_weights import SharedWeights
+from dspark.errors import ConfigError, FingerprintMismatch
 from dspark.runtime.attention import ATTENTION_NAME, register
-from dspark.runtime.loading import load_causal_lm, load_tokenizer, model_card, resolve_folder
+from dspark.runtime.draft_formats import DraftCheckpoint, check_target, read_draft_checkpoint
+from dspark.runtime.fingerprints import model_fingerprint
+from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model_card, resolve_folder
 from dspark.runtime.model import PackedModel
+from dspark.runtime.projection import FeatureProjection
+from dspark.scheduling.calibration import load_estimator
 from dspark.types import ModelCard
 
 
@@ -18,25 +30,76 @@ from dspark.types import ModelCard
 class LoadedDrafter:
     """A drafting model in memory, and what to tell others of it."""
 
-    drafter: BatchDrafter
+    drafter: CachedDrafter[Any]
     card: ModelCard
 
 
-def load_drafter(config: DrafterConfig) -> LoadedDrafter:
-    """Load the weights of a drafter that has some. Raises ModelLoadError for the checkpoint, ConfigError for another kind."""
-    if config.kind != "language_model":
-        raise ConfigError(f"a drafter of kind {config.kind!r} has no weights to load", "drafter.kind")
+def load_drafter(config: DrafterConfig, target: ModelSource) -> LoadedDrafter:
+    """Load the weights of a drafter that has some; block and eagle drafters take embedding and LM head from the target's folder.
+
+    Raises ModelLoadError for a checkpoint, FingerprintMismatch for a drafter of another target, ConfigError for another kind.
+    """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     register()
-    folder = resolve_folder(config)
-    card = model_card(folder, config, load_tokenizer(folder))
-    model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
-    packed = PackedModel(model, num_cache_tokens=config.kv_cache.num_tokens, block_tokens=config.kv_cache.block_tokens)
-    packed.warm_up()
-    return LoadedDrafter(BatchDrafter(packed, max_length=card.max_length), card)
+    if config.kind == "language_model":
+        return _load_language_model(config)
+    if config.kind not in ("block", "eagle"):
+        raise ConfigError(f"a drafter of kind {config.kind!r} has no weights to load", "drafter.kind")
+    checkpoint = read_draft_checkpoint(resolve_folder(config))
+    if checkpoint.spec.kind != config.kind:
+        raise ConfigError(f"{checkpoint.folder} holds a drafter of kind {checkpoint.spec.kind!r}", "drafter.kind")
+    return drafter_of(checkpoint, config, resolve_folder(target))
+
+
+def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path) -> LoadedDrafter:
+    """A feature-reading drafter from a checkpoint in memory, for the target in a folder."""
+    spec = checkpoint.spec
+    check_target(checkpoint.folder, spec, target)
+    if spec.target_fingerprint not in ("", model_fingerprint(target)):
+        raise FingerprintMismatch(f"{checkpoint.folder} was trained for another target than {target}")
+    dtype = DTYPES[config.dtype]
+    shared = SharedWeights.from_folder(target, dtype, config.device)
+    projection = FeatureProjection(spec, checkpoint.fingerprint)
+    projection.load(checkpoint.tensors, checkpoint.folder)
+    projection = projection.to(config.device, dtype).requires_grad_(False).eval()
+    card = _card(checkpoint, target)
+    cache: dict[str, Any] = {
+        "max_length": card.max_length,
+        "num_cache_tokens": config.kv_cache.num_tokens,
+        "block_tokens": config.kv_cache.block_tokens,
+        "min_survival": config.min_survival,
+    }
+    drafter: CachedDrafter[Any]
+    if spec.kind == "block":
+        model = BlockModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
+        drafter = BlockDrafter(model, projection, estimator=load_estimator(checkpoint.folder), **cache)
+    else:
+        eagle = EagleModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
+        drafter = EagleDrafter(eagle, projection, **cache)
+    return LoadedDrafter(drafter, card)
 
 
 def lookup_drafter(config: DrafterConfig) -> LookupDrafter:
     """The drafter that needs neither weights nor a replica."""
     return LookupDrafter(min_match=config.lookup_min_match, max_match=config.lookup_max_match)
+
+
+def _load_language_model(config: DrafterConfig) -> LoadedDrafter:
+    folder = resolve_folder(config)
+    card = model_card(folder, config, load_tokenizer(folder))
+    model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
+    packed = PackedModel(model, num_cache_tokens=config.kv_cache.num_tokens, block_tokens=config.kv_cache.block_tokens)
+    packed.warm_up()
+    return LoadedDrafter(BatchDrafter(packed, max_length=card.max_length, min_survival=config.min_survival), card)
+
+
+def _card(checkpoint: DraftCheckpoint, target: Path) -> ModelCard:
+    """Ids mean what the target's tokenizer says; the drafter has none of its own. It reaches as far as the target does."""
+    card = model_card(target, TargetConfig(), load_tokenizer(target))
+    return replace(
+        card,
+        name=checkpoint.folder.name,
+        model_fingerprint=checkpoint.fingerprint,
+        tap_layers=checkpoint.spec.tap_layers,
+    )

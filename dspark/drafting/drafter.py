@@ -1,12 +1,13 @@
-"""ThreadedDrafter: a BatchDrafter on a thread of its own, behind the port, shared by any number of routers."""
+"""ThreadedDrafter: a drafter with a model on a thread of its own, behind the port, shared by any number of routers."""
 
 import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from dspark.batching import NaturalBatcher
-from dspark.drafting.language_model import BatchDrafter
+from dspark.drafting.batch import CachedDrafter
 from dspark.errors import DraftUnavailable, DSparkError
 from dspark.messages import DraftReport, DraftRequest, SessionFailure, SessionOpen
 from dspark.types import SessionId
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 class ThreadedDrafter:
     """Implements ports.Drafter. Calls that wait at the same moment share their forwards. Lives on one event loop."""
 
-    def __init__(self, drafter: BatchDrafter, thread: ThreadPoolExecutor | None = None) -> None:
+    def __init__(self, drafter: CachedDrafter[Any], thread: ThreadPoolExecutor | None = None) -> None:
         """`thread` has one worker; without it the drafter has one of its own."""
         self._drafter = drafter
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="draft")

@@ -1,5 +1,5 @@
 """One session's access to drafts, whatever happens to the draft pool: with a lease it drafts, without one it decodes plainly
-and keeps asking.
+and keeps asking. Where the drafter reads the target's hidden states, they pass through here (feed.py keeps the books).
 
 Speculation is never needed for a right answer: nothing in this file raises because of a drafter.
 """
@@ -12,10 +12,11 @@ from typing import Protocol
 
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRound, UnknownSession
-from dspark.messages import DraftRequest
+from dspark.messages import NO_FEATURES, DraftRequest, FeatureSpec, VerifyResult
 from dspark.ports import DrafterLease, DrafterPool
+from dspark.routing.feed import FeatureFeed
 from dspark.routing.lanes import DraftLane
-from dspark.routing.observer import Observer
+from dspark.routing.observer import DraftObserver
 from dspark.session import Session
 from dspark.tree import CandidateTree
 
@@ -23,10 +24,25 @@ logger = logging.getLogger(__name__)
 
 MAX_DOUBLINGS = 5
 """Of the pause after a late draft: at most 32 times draft_retry_s."""
+FEATURE_PART_BYTES = 2 * 1024 * 1024
+"""Features in one draft request; more go in several. Half of what wire/ puts into one message."""
+MAX_IDLE_ROWS = 64
+"""While nothing is drafted, no more features are asked for once this many rows are held: the target keeps the others."""
 
 
 class DraftSource(Protocol):
     """Where a session's candidates come from."""
+
+    @property
+    def features(self) -> FeatureSpec | None:
+        """What the target is to capture for this session."""
+
+    @property
+    def features_from(self) -> int:
+        """For the VerifyRequest of the round that `propose` began."""
+
+    def learn(self, result: VerifyResult) -> None:
+        """The round's result, before the session commits it."""
 
     async def propose(self) -> CandidateTree:
         """Candidates below the session's anchor; an empty tree if there are none in time."""
@@ -38,6 +54,12 @@ class DraftSource(Protocol):
 class NoDrafts:
     """Plain decoding: the session was asked to, or there is no drafter."""
 
+    features: FeatureSpec | None = None
+    features_from = NO_FEATURES
+
+    def learn(self, result: VerifyResult) -> None:
+        """Nothing to be learnt."""
+
     async def propose(self) -> CandidateTree:
         """Never a candidate."""
         return CandidateTree.empty()
@@ -47,9 +69,9 @@ class NoDrafts:
 
 
 class DraftLanes:
-    """The lanes of a router, one for each drafter that some session has a lease on."""
+    """The lanes of a router to one drafter, one for each of its replicas that some session has a lease on."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: DraftObserver) -> None:
         self._observer = observer
         self._lanes: dict[int, DraftLane] = {}
         self._num_leases: Counter[int] = Counter()
@@ -91,7 +113,7 @@ class LeasedDrafts:
         lanes: DraftLanes,
         drafter: DrafterConfig,
         limits: LimitsConfig,
-        observer: Observer,
+        observer: DraftObserver,
         vocab_size: int,
     ) -> None:
         self._session = session
@@ -108,10 +130,33 @@ class LeasedDrafts:
         """Drafts in a row that came too late."""
         self._paused_until_s = 0.0
         """Event loop's time before which a late drafter is not asked again."""
+        self.features = pool.features
+        """See DraftSource."""
+        self.features_from = NO_FEATURES
+        """See DraftSource."""
+        self._feed = FeatureFeed()
+        self._acquiring = True
+        """False while there is a lease, and in the pause after none was to be had."""
         self._background: asyncio.Task[None] | None = asyncio.create_task(self._acquire())
 
     async def propose(self) -> CandidateTree:
         """See DraftSource."""
+        tree = await self._candidates()
+        self.features_from = self._wanted_features()
+        return tree
+
+    def learn(self, result: VerifyResult) -> None:
+        """See DraftSource. Features that do not continue what is held are dropped; the next round asks for them again."""
+        if self.features_from == NO_FEATURES:
+            return
+        features = result.features
+        if features is None or features.stop > result.base_length + len(result.accepted):
+            self._observer.draft_lost("no_features")
+        elif (result.round, result.base_length) == (self._session.round, self._session.base_length):
+            self._feed.add(features)
+            self._observer.features_received(len(features.values), features.values.nbytes)
+
+    async def _candidates(self) -> CandidateTree:
         if self._background is not None and self._background.done():
             self._background = None
         lease = self._lease
@@ -122,9 +167,41 @@ class LeasedDrafts:
             await self._drop(lease, "its replica is gone")
             return CandidateTree.empty()
         depth = min(self._config.max_depth, self._session.tokens_left - 1)
-        if depth <= 0 or asyncio.get_running_loop().time() < self._paused_until_s:
+        if depth <= 0 or self._paused:
             return CandidateTree.empty()
+        if self._has_more_than_one_part():
+            self._background = asyncio.create_task(self._catch_up(lease))
+            return CandidateTree.empty()
+        if self.features is not None and self._feed.stop != self._session.base_length - 1:
+            return CandidateTree.empty()  # what is missing comes with this round
         return await self._draft_in_time(lease, depth)
+
+    @property
+    def _paused(self) -> bool:
+        return asyncio.get_running_loop().time() < self._paused_until_s
+
+    def _wanted_features(self) -> int:
+        """From where on the coming round is to bring features: what is missing, unless nobody is there to read it."""
+        if self.features is None or self._session.tokens_left <= 1 or (self._lease is None and not self._acquiring):
+            return NO_FEATURES
+        idle = self._lease is None or self._paused or (self._background is not None and not self._background.done())
+        if idle and self._feed.num_rows > MAX_IDLE_ROWS:
+            return NO_FEATURES
+        return self._feed.wanted_from(self._session.base_length)
+
+    def _has_more_than_one_part(self) -> bool:
+        part = self._feed.next_part(FEATURE_PART_BYTES)
+        return part is not None and part.stop < self._feed.stop
+
+    async def _catch_up(self, lease: DrafterLease) -> None:
+        """Bring the drafter what does not fit into one message, while rounds go on plainly."""
+        try:
+            while self._has_more_than_one_part():
+                await self._draft(lease, 0)
+        except Exception as error:
+            await self._deal_with(error, lease)
+            if self._lease is lease:
+                self._pause()  # or a drafter that forgets at once would be sent everything, round after round
 
     async def close(self) -> None:
         """See DraftSource."""
@@ -153,17 +230,21 @@ class LeasedDrafts:
         except TimeoutError:
             self._observer.draft_lost("late")
             self._pause()
-        except DraftUnavailable:
+        except Exception as error:  # also a drafter's own bug: it costs speed, not the answer
+            await self._deal_with(error, lease)
+        return CandidateTree.empty()
+
+    async def _deal_with(self, error: Exception, lease: DrafterLease) -> None:
+        if isinstance(error, DraftUnavailable):
             await self._drop(lease, "unavailable")
-        except (UnknownSession, StaleRound):
+        elif isinstance(error, UnknownSession | StaleRound):
             self._observer.draft_lost("stale")
             self._open(lease)
-        except DSparkError as error:
+        elif isinstance(error, DSparkError):
             self._observer.draft_lost(type(error).__name__)
-        except Exception:  # a drafter's own bug costs speed, not the answer
-            logger.exception("a drafter failed")
+        else:
+            logger.error("a drafter failed", exc_info=error)
             self._observer.draft_lost("failed")
-        return CandidateTree.empty()
 
     def _pause(self) -> None:
         """A hung drafter must not cost every round its whole timeout: leave it alone, each time for twice as long."""
@@ -172,14 +253,16 @@ class LeasedDrafts:
         self._paused_until_s = asyncio.get_running_loop().time() + pause_s
 
     async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
-        session = self._session
+        session, part = self._session, self._feed.next_part(FEATURE_PART_BYTES)
         request = DraftRequest(
-            session.session_id, session.base_length, session.tokens_since(self._known_length), depth, self._config.max_nodes
+            session.session_id, session.base_length, session.tokens_since(self._known_length), depth, self._config.max_nodes, part
         )
         result = await self._lanes.of(lease).draft(request)
         self._known_length = request.base_length
-        if result.base_length != session.base_length:
-            raise StaleRound(f"a draft on length {result.base_length} for a session of length {session.base_length}")
+        if part is not None:
+            self._feed.acknowledged(part.stop)
+        if result.base_length != request.base_length:
+            raise StaleRound(f"a draft on length {result.base_length} for a session of length {request.base_length}")
         return result.tree
 
     async def _acquire(self) -> None:
@@ -188,24 +271,31 @@ class LeasedDrafts:
             self._lease = await self._pool.acquire(self._session.session_id)
         except DSparkError as error:  # none in time, or one with another tokenizer
             self._observer.draft_lost(type(error).__name__)
+            self._acquiring = False
             await asyncio.sleep(self._limits.draft_retry_s)
             return
+        self._acquiring = False
         self._lanes.enter(self._lease)
         self._open(self._lease)
+        if self.features is not None:
+            return  # there is nothing to read before the target's features of the prompt are there
         with contextlib.suppress(Exception):  # the first real draft meets the same fault, and deals with it
             await self._draft(self._lease, 0)
 
     def _open(self, lease: DrafterLease) -> None:
         lease.drafter.open(self._session.opening())
         self._known_length = self._session.base_length
+        self._feed.restart()
 
     def _ask_again(self, lease: DrafterLease | None) -> None:
         if lease is None and self._background is None:
+            self._acquiring = True
             self._background = asyncio.create_task(self._acquire())
 
     async def _drop(self, lease: DrafterLease, reason: str) -> None:
         self._observer.draft_lost(reason)
         self._lease = None
+        self._feed.restart()
         await self._give_back(lease)
         self._ask_again(None)
 

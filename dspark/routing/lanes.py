@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from dspark import errors
 from dspark.batching import NaturalBatcher
 from dspark.errors import DraftUnavailable, DSparkError, ProtocolError, TargetUnavailable
-from dspark.messages import DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
+from dspark.messages import NO_FEATURES, DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
 from dspark.ports import Drafter, Verifier
-from dspark.routing.observer import Observer
+from dspark.routing.observer import DraftObserver, Observer
 from dspark.scheduling.planner import plan
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -28,7 +28,7 @@ def error_of(failure: SessionFailure) -> DSparkError:
 class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
-    def __init__(self, drafter: Drafter, observer: Observer) -> None:
+    def __init__(self, drafter: Drafter, observer: DraftObserver) -> None:
         self.drafter = drafter
         self._observer = observer
         self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
@@ -65,6 +65,7 @@ class _Round:
     session: Session
     tree: CandidateTree
     future: asyncio.Future[Verdict]
+    features_from: int = NO_FEATURES
     num_selected: int = 0
 
 
@@ -90,12 +91,15 @@ class VerifyLane:
         """True once the target was given up; a new lane may find it well again."""
         return self._lost is not None
 
-    async def verify(self, session: Session, tree: CandidateTree) -> Verdict:
-        """The target's verdict on one round. Raises TargetUnavailable if the replica is gone or silent."""
+    async def verify(self, session: Session, tree: CandidateTree, features_from: int = NO_FEATURES) -> Verdict:
+        """The target's verdict on one round, with the features from that position on.
+
+        Raises TargetUnavailable if the replica is gone or silent.
+        """
         if self._lost is not None:
             raise self._lost
         loop = asyncio.get_running_loop()
-        waiting = _Round(session, tree, loop.create_future())
+        waiting = _Round(session, tree, loop.create_future(), features_from)
         self._ready[session.session_id] = waiting
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
@@ -123,7 +127,7 @@ class VerifyLane:
         for session_id, waiting in ready.items():
             selected = waiting.tree.select(kept[session_id])
             waiting.num_selected = len(selected)
-            requests.append(waiting.session.verify_request(selected))
+            requests.append(waiting.session.verify_request(selected, waiting.features_from))
         if self._target_is_free:
             self._silent_since = asyncio.get_running_loop().time()
         self._target_is_free = False

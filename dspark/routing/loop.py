@@ -1,14 +1,15 @@
-"""The loop: draft, plan and verify, commit, yield. It never turns back.
+"""The loop: draft, plan and verify, learn, commit, yield. It never turns back.
 
 What one request does; sessions meet only in the lanes, where their rounds are batched. Knows nothing of text, HTTP, gRPC or Ray.
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
-from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
+from dspark.routing.drafts import DraftSource
+from dspark.routing.fleet import DrafterFleet
 from dspark.routing.lanes import VerifyLane
 from dspark.routing.observer import Observer
 from dspark.session import Session, TokenChunk
@@ -20,38 +21,41 @@ class SpeculativeLoop:
     def __init__(
         self,
         targets: VerifierPool,
-        drafters: DrafterPool | None,
+        drafters: Mapping[str, DrafterPool],
         *,
-        drafter: DrafterConfig,
+        drafter_configs: Mapping[str, DrafterConfig],
         limits: LimitsConfig,
         max_batch_rows: int,
         observer: Observer,
     ) -> None:
         self._targets = targets
-        self._drafters = drafters
-        self._drafter = drafter
+        self._drafters = DrafterFleet(drafters, drafter_configs, limits, observer)
         self._limits = limits
         self._max_batch_rows = max_batch_rows
         self._observer = observer
         self._verify_lanes: dict[int, VerifyLane] = {}
-        self._draft_lanes = DraftLanes(observer)
 
-    async def run(self, session: Session, *, speculate: bool) -> AsyncGenerator[TokenChunk, None]:
+    async def run(self, session: Session, *, speculate: bool, drafter: str | None = None) -> AsyncGenerator[TokenChunk, None]:
         """Rounds of one session until it is finished. Closing the iterator frees its places.
 
+        `drafter` is the one that the request names; without it, the one with the best measured acceptance is taken.
         Raises TargetUnavailable if there is no target, or the one in use dies; whatever the target reports for this session.
         """
         lease = await self._targets.acquire(session.session_id)
-        drafts = self._draft_source(session, lease, speculate)
+        if speculate:
+            self._drafters.assign(session, drafter)
+        drafts = self._drafters.drafts(session, lease.card.vocab_size)
         lane = self._lane(lease)
         try:
-            lane.verifier.open(session.opening())
+            lane.verifier.open(session.opening(drafts.features))
             self._observer.session_started(session)
             while not session.finished:
                 started = time.perf_counter()
                 tree = await drafts.propose()
-                verdict = await lane.verify(session, tree)
+                verdict = await lane.verify(session, tree, drafts.features_from)
+                drafts.learn(verdict.result)
                 chunk = session.commit(verdict.result, num_drafted=len(tree), num_selected=verdict.num_selected)
+                self._drafters.learn(session, chunk)
                 self._observer.round_done(session, chunk, (time.perf_counter() - started) * 1e3)
                 yield chunk
         finally:
@@ -64,14 +68,7 @@ class SpeculativeLoop:
         for lane in self._verify_lanes.values():
             await lane.stop()
         self._verify_lanes.clear()
-        await self._draft_lanes.stop()
-
-    def _draft_source(self, session: Session, lease: VerifierLease, speculate: bool) -> DraftSource:
-        if not speculate or self._drafters is None or self._drafter.max_depth == 0:
-            return NoDrafts()
-        return LeasedDrafts(
-            session, self._drafters, self._draft_lanes, self._drafter, self._limits, self._observer, lease.card.vocab_size
-        )
+        await self._drafters.stop()
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:
         for key in [key for key, lane in self._verify_lanes.items() if lane.lost]:

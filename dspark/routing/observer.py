@@ -7,6 +7,19 @@ from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason
 
 
+class DraftObserver(Protocol):
+    """What one drafter's lanes and sessions tell."""
+
+    def draft_done(self, report: DraftReport) -> None:
+        """One answer of the drafter."""
+
+    def draft_lost(self, reason: str) -> None:
+        """The drafter was late, refused or is gone; the session goes on without."""
+
+    def features_received(self, num_rows: int, num_bytes: int) -> None:
+        """Features of so many positions came from the target."""
+
+
 class Observer(Protocol):
     """Called on the event loop, so an implementation only counts."""
 
@@ -17,16 +30,39 @@ class Observer(Protocol):
         """A session is over; None if it failed or was left by its client."""
 
     def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
-        """One round of one session: draft, queue, verification and commit."""
+        """One round of one session: draft, queue, verification and commit; `session.drafter` says who was to draft."""
 
     def step_done(self, report: StepReport) -> None:
         """One forward of a target, with the results of this router."""
 
+    def draft_done(self, report: DraftReport, drafter: str) -> None:
+        """One answer of the drafter of this name."""
+
+    def draft_lost(self, reason: str, drafter: str) -> None:
+        """The drafter of this name was late, refused or is gone; the session goes on without."""
+
+    def features_received(self, num_rows: int, num_bytes: int, drafter: str) -> None:
+        """Features of so many positions came from a target, for the drafter of this name."""
+
+
+class NamedDrafter:
+    """Implements DraftObserver: adds the drafter's name for an Observer."""
+
+    def __init__(self, name: str, observer: Observer) -> None:
+        self._name = name
+        self._observer = observer
+
     def draft_done(self, report: DraftReport) -> None:
-        """One answer of a drafter."""
+        """See DraftObserver."""
+        self._observer.draft_done(report, self._name)
 
     def draft_lost(self, reason: str) -> None:
-        """A drafter was late, refused or is gone; the session goes on without."""
+        """See DraftObserver."""
+        self._observer.draft_lost(reason, self._name)
+
+    def features_received(self, num_rows: int, num_bytes: int) -> None:
+        """See DraftObserver."""
+        self._observer.features_received(num_rows, num_bytes, self._name)
 
 
 class SilentObserver:
@@ -44,8 +80,11 @@ class SilentObserver:
     def step_done(self, report: StepReport) -> None:
         """See Observer."""
 
-    def draft_done(self, report: DraftReport) -> None:
+    def draft_done(self, report: DraftReport, drafter: str) -> None:
         """See Observer."""
 
-    def draft_lost(self, reason: str) -> None:
+    def draft_lost(self, reason: str, drafter: str) -> None:
+        """See Observer."""
+
+    def features_received(self, num_rows: int, num_bytes: int, drafter: str) -> None:
         """See Observer."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
 from dspark.types import ModelCard, ReplicaId, SessionId
 
@@ -44,6 +45,7 @@ class LocalDrafterPool:
     """Implements ports.DrafterPool."""
 
     drafter: Drafter
+    features: FeatureSpec | None = None
 
     async def acquire(self, session_id: SessionId) -> LocalDrafterLease:
         """See ports.DrafterPool."""

@@ -9,6 +9,7 @@ from dspark.runtime.attention import PackedContext
 from dspark.runtime.deterministic import FixedRowTiles
 from dspark.runtime.kv_cache import BlockPool, KvTensors
 from dspark.runtime.packed import PackedBatch, Segment, pack
+from dspark.runtime.taps import TapPoints
 
 
 class PackedModel:
@@ -21,6 +22,7 @@ class PackedModel:
         num_blocks = max(1, num_cache_tokens // block_tokens)
         self.pool = BlockPool(num_blocks, block_tokens)
         self.cache = KvTensors(num_blocks * block_tokens)
+        self.taps = TapPoints(model)
         self._deterministic = deterministic
         # A mask of four dimensions is taken as final: the models skip making one of their own, and packed_attention needs none.
         self._no_mask = torch.zeros((1, 1, 1, 1), device=self.device)
@@ -32,9 +34,13 @@ class PackedModel:
         """Logits [sum of num_logits, V] of the rows that the segments ask for, segment by segment; fills the cache."""
         batch = pack(segments, self.device)
         context = PackedContext(batch, self.cache, self._deterministic)
-        with FixedRowTiles() if self._deterministic else contextlib.nullcontext():
+        with self.arithmetic():
             logits: torch.Tensor = self._run(batch, context)
         return logits
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """For more products of rows with weights than the forward's own: inside, they are as deterministic as the model is."""
+        return FixedRowTiles() if self._deterministic else contextlib.nullcontext()
 
     def warm_up(self) -> None:
         """Run one row, so that the cache's memory is taken, and any misfit shows, before the first request."""

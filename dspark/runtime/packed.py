@@ -2,7 +2,7 @@
 
 A segment is what one session brings: `num_cached` slots already filled, and rows whose keys and values go to the slots after
 them. A row sees the cached slots, and of the new rows only its ancestors and itself; in a chain or a prompt that is every
-row before it.
+row before it, in the block of a drafter all of them.
 
 Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached and new), r longest
 n in a group.
@@ -29,6 +29,8 @@ class Segment:
     num_cached: int
     num_logits: int
     """Logits are wanted for this many rows, counted from the end."""
+    both_ways: bool = False
+    """Every row sees every other: the rows of a block drafter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ def _visible(segments: list[Segment], longest_segment: int, longest_context: int
 def _ancestry(segment: Segment) -> NDArray[np.bool_]:
     """[n, n]: row i sees row j if j is i or an ancestor of i."""
     count = len(segment.token_ids)
+    if segment.both_ways:
+        return np.ones((count, count), np.bool_)
     if segment.parents is None:
         return np.tri(count, dtype=np.bool_)
     seen = np.eye(count, dtype=np.bool_)

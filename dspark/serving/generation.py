@@ -23,6 +23,8 @@ class GenerationRequest:
     """Stop strings: the text ends before the first of them."""
     ignore_eos: bool = False
     speculation_enabled: bool = True
+    drafter: str | None = None
+    """One of the service's drafters; None lets the service choose."""
     timeout_s: float | None = None
     """None: the service's own limit."""
 
@@ -37,6 +39,8 @@ class Usage:
     selected_tokens: int = 0
     accepted_tokens: int = 0
     rounds: int = 0
+    drafter: str | None = None
+    """Who was to draft; None where nobody was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,10 @@ class GenerationService(Protocol):
     @property
     def card(self) -> ModelCard:
         """The model served."""
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Names that a request may have in `drafter`."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; text that looks like a special token stays text."""

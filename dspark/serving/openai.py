@@ -41,6 +41,8 @@ class Speculation(_Fields):
     """`speculation`, an extension: the tokens are the same with and without, only the speed differs."""
 
     enabled: bool = True
+    drafter: str | None = None
+    """One of the service's drafters; absent lets the service choose."""
 
 
 class _CommonRequest(_Fields):
@@ -85,6 +87,7 @@ class _CommonRequest(_Fields):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             ignore_eos=self.ignore_eos,
             speculation_enabled=None if self.speculation is None else self.speculation.enabled,
+            drafter=None if self.speculation is None else self.speculation.drafter,
         )
 
 
@@ -172,7 +175,7 @@ def _call(kind: AnswerKind, request: _CommonRequest, raw: RawOptions, service: G
     options = request.stream_options or StreamOptions()
     return Call(
         kind=kind,
-        requests=tuple(generation_requests(raw, service.card, limits, service.encode)),
+        requests=tuple(generation_requests(raw, service.card, limits, service.encode, drafters=service.drafters)),
         prompts=len(raw.prompts),
         stream=bool(request.stream),
         include_usage=bool(options.include_usage),

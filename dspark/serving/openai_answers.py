@@ -145,10 +145,13 @@ class Answer:
             "completion_tokens_details": details,
         }
 
-    def _extension(self) -> dict[str, int]:
+    def _extension(self) -> dict[str, Any]:
         names = ("rounds", "drafted_tokens", "selected_tokens", "accepted_tokens")
-        sums = _sums([choice.usage for choice in self._choices], *names)
-        return {"seed": self._call.requests[0].sampling.seed, **dict(zip(names, sums, strict=True))}
+        usages = [choice.usage for choice in self._choices]
+        sums = dict(zip(names, _sums(usages, *names), strict=True))
+        # Choices are sessions of their own, and the service may try another drafter for one of them.
+        drafters = sorted({usage.drafter for usage in usages if usage.drafter is not None})
+        return {"seed": self._call.requests[0].sampling.seed, **sums, "drafter": ",".join(drafters) or None}
 
 
 def _sums(usages: Sequence[Usage], *names: str) -> list[int]:

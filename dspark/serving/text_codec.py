@@ -29,16 +29,27 @@ class TextCodec:
         ids: list[int] = self._plain.encode_batch([text])[0].ids  # the batch call lets other threads run meanwhile
         return ids
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation, ready for the assistant's turn.
+    @property
+    def has_template(self) -> bool:
+        """True if the model can be chatted with."""
+        return bool(self._tokenizer.chat_template)
+
+    @property
+    def knows_thinking(self) -> bool:
+        """True if the chat template reads `enable_thinking`."""
+        return "enable_thinking" in str(self._tokenizer.chat_template or "")
+
+    def encode_chat(self, messages: list[dict[str, str]], *, thinking: bool | None = None) -> list[int]:
+        """Ids of a conversation, ready for the assistant's turn. `thinking` is for templates that know it; None is their default.
 
         Raises InvalidRequest if the model has no template, or the template refuses the messages.
         """
         if not any(special in message["content"] for message in messages for special in self._special_texts):
-            return self._encode_template(self._render(messages))
+            return self._encode_template(self._render(messages, thinking))
         # Render with stand-ins for the contents, so that only the template's own special tokens are taken as such.
         stand_ins = [f"content{secrets.token_hex(8)}" for _ in messages]
-        rest = self._render([message | {"content": name} for message, name in zip(messages, stand_ins, strict=True)])
+        named = [message | {"content": name} for message, name in zip(messages, stand_ins, strict=True)]
+        rest = self._render(named, thinking)
         ids: list[int] = []
         for message, name in zip(messages, stand_ins, strict=True):
             before, found, rest = rest.partition(name)
@@ -47,13 +58,14 @@ class TextCodec:
                 ids += self._plain.encode(message["content"], add_special_tokens=False).ids
         return ids + self._encode_template(rest)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]], thinking: bool | None) -> str:
         if not self._tokenizer.chat_template:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
         template_input: list[Any] = messages
+        options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         try:
             # transformers renders in a sandboxed environment; the template is the model's own, never the client's
-            return str(self._tokenizer.apply_chat_template(template_input, tokenize=False, add_generation_prompt=True))
+            return str(self._tokenizer.apply_chat_template(template_input, tokenize=False, add_generation_prompt=True, **options))
         except Exception as error:  # jinja's errors and the template's own raise_exception alike
             raise InvalidRequest(f"the model's chat template refused these messages: {error}", "messages") from error
 

@@ -7,11 +7,11 @@ from its own messages, so the same mistake gets the same answer everywhere.
 import math
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from dspark.config import LimitsConfig
+from dspark.config import LimitsConfig, listed
 from dspark.errors import InvalidRequest, ModelNotFound
 from dspark.serving.generation import GenerationRequest
 from dspark.types import MAX_SEED, ModelCard, SamplingParams
@@ -51,15 +51,19 @@ class RawOptions:
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
     speculation_enabled: bool | None = None
+    drafter: str | None = None
     timeout_s: float | None = None
     prompt_field: str = "prompt"
     """What the ingress calls the prompts, for messages."""
     max_tokens_field: str = "max_tokens"
 
 
-def generation_requests(raw: RawOptions, card: ModelCard, limits: LimitsConfig, encode: Encoder) -> list[GenerationRequest]:
+def generation_requests(
+    raw: RawOptions, card: ModelCard, limits: LimitsConfig, encode: Encoder, *, drafters: Collection[str]
+) -> list[GenerationRequest]:
     """One request per prompt and choice, in the order of OpenAI's `index`: all choices of the first prompt come first.
 
+    `card`, `limits`, `encode` and the names of the `drafters` are those of the service.
     They share the request id and the seed; choices differ in `sampling.choice`. Raises InvalidRequest.
     """
     sampling = _sampling(raw, card)
@@ -69,6 +73,7 @@ def generation_requests(raw: RawOptions, card: ModelCard, limits: LimitsConfig, 
     timeout_s = _timeout_s(raw.timeout_s)
     ignore_eos = _flag("ignore_eos", raw.ignore_eos, default=False)
     speculation_enabled = _flag("speculation.enabled", raw.speculation_enabled, default=True)
+    drafter = _drafter(raw.drafter, drafters)
     _optional_integer(raw.max_tokens_field, raw.max_tokens, 1, card.max_length, default=1)
     prompts = _prompts(raw, card, limits, encode)
     return [
@@ -80,6 +85,7 @@ def generation_requests(raw: RawOptions, card: ModelCard, limits: LimitsConfig, 
             stop=stop,
             ignore_eos=ignore_eos,
             speculation_enabled=speculation_enabled,
+            drafter=drafter,
             timeout_s=timeout_s,
         )
         for prompt_ids, choice in product(prompts, range(choices))
@@ -173,6 +179,14 @@ def _flag(field: str, value: object, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest(f"{field} must be true or false", field)
     return value
+
+
+def _drafter(name: object, drafters: Collection[str]) -> str | None:
+    if name is None or name in drafters:
+        return name  # type: ignore[return-value]  # a known name is a string
+    said = f", not '{shown(name)}'" if isinstance(name, str) else ""
+    known = f"one of {listed(drafters)}" if drafters else "left out, as this service has no drafters"
+    raise InvalidRequest(f"speculation.drafter must be {known}{said}", "speculation.drafter")
 
 
 def _timeout_s(value: float | None) -> float | None:

@@ -89,7 +89,7 @@ class VerifierRunner:
 
     @property
     def verifier(self) -> BatchVerifier:
-        """The model's side; only to be touched through `command`."""
+        """The model's side; only to be touched through `command`, except to check what is constant."""
         return self._verifier
 
     async def _run(self) -> None:
@@ -142,6 +142,7 @@ class VerifierConnection:
 
     def open(self, session: SessionOpen) -> None:
         """See ports.Verifier."""
+        self._runner.verifier.check_open(session)
         self._own_sessions.add(session.session_id)
         self._runner.command(self, session.session_id, partial(self._runner.verifier.open, session))
 

@@ -1,14 +1,16 @@
 """What a target replica remembers of a session: tokens, blocks, and the fence that keeps rounds in order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark.errors import InvalidMessage, StaleRound
-from dspark.messages import SessionOpen, VerifyRequest, VerifyResult
+from dspark.messages import NO_FEATURES, FeatureSpec, SessionOpen, VerifyRequest, VerifyResult
 from dspark.runtime.kv_cache import BlockTable
 from dspark.runtime.packed import Segment
 from dspark.sampling import RowSampling
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
+from dspark.verifying.feature_store import KeptRows, SessionFeatures
 from dspark.verifying.rows import Work
 
 
@@ -30,16 +32,21 @@ class TargetSession:
     round: int = 0
     pending: VerifyRequest | None = None
     last_result: VerifyResult | None = None
+    spec: FeatureSpec | None = None
+    """What its drafter reads of this target."""
+    features: SessionFeatures | None = None
+    """Where that is kept; None exactly where `spec` is."""
 
     @staticmethod
     def from_open(message: SessionOpen, table: BlockTable, arrival: int) -> "TargetSession":
         """A session with nothing cached yet."""
-        return TargetSession(message.session_id, list(message.token_ids), message.sampling, table, arrival)
+        return TargetSession(message.session_id, list(message.token_ids), message.sampling, table, arrival, spec=message.features)
 
     def accept_request(self, request: VerifyRequest, max_length: int) -> VerifyResult | None:
         """Take the next round, or return the last one's result if it is asked for again.
 
-        Raises StaleRound for any other round or length, InvalidMessage for a tree that would pass `max_length`.
+        Raises StaleRound for any other round or length, InvalidMessage for a tree that would pass `max_length` and for features
+        that the session did not ask for when it was opened, or that start after its anchor.
         """
         last = self.last_result
         if last is not None and (request.round, request.base_length) == (last.round, last.base_length):
@@ -51,8 +58,38 @@ class TargetSession:
             )
         if len(request.tree) and len(self.token_ids) + int(request.tree.depths.max()) > max_length:
             raise InvalidMessage(f"the tree reaches past the model's length of {max_length} tokens", "tree")
+        self._check_features_from(request.features_from)
         self.pending = request
         return None
+
+    def _check_features_from(self, start: int) -> None:
+        if start == NO_FEATURES:
+            return
+        if self.spec is None:
+            raise InvalidMessage("features_from: the session was opened without features", "features_from")
+        if not 0 <= start < len(self.token_ids):
+            raise InvalidMessage(f"features_from must be in 0..{len(self.token_ids) - 1}", "features_from")
+
+    def forget_cache(self) -> None:
+        """Preempted: its tokens stay, so keys, values and features are computed again later."""
+        self.table.release()
+        self.num_cached = 0
+        if self.features is not None:
+            self.features.num_kept = 0
+
+    @property
+    def captured(self) -> SessionFeatures | None:
+        """Where this session's features of the next forward go; None for a plain session, or where earlier ones are missing."""
+        complete = self.features is not None and self.features.complete(self.num_cached)
+        return self.features if complete else None
+
+    def kept_rows(self, first_row: int, rows: Sequence[int]) -> KeptRows | None:
+        """The features of these rows of its segment, which starts at `first_row` of the batch, go to the slots after the cached ones."""
+        features = self.captured
+        if features is None:
+            return None
+        slots = self.table.slots(self.num_cached, self.num_cached + len(rows))
+        return KeptRows(features, [first_row + row for row in rows], slots)
 
     @property
     def tree(self) -> CandidateTree:

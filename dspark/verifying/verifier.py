@@ -5,28 +5,46 @@ Synchronous and for one thread; runner.py puts it behind the port. It knows noth
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from dspark.acceptance import walk
+from dspark.acceptance import Acceptance, walk
 from dspark.errors import DSparkError, OutOfBlocks, UnknownSession
-from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
+from dspark.messages import NO_FEATURES, SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
 from dspark.runtime.kv_cache import BlockTable
 from dspark.runtime.model import PackedModel
+from dspark.runtime.taps import Taps
 from dspark.sampling import Sampler
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
+from dspark.verifying.feature_store import FeatureStore, KeptRows, Projection, WantedRows
 from dspark.verifying.rows import share_rows
 from dspark.verifying.sessions import TargetSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    """What came out of one forward."""
+
+    tokens: list[int]
+    """The target's own, after every anchor and candidate."""
+    finite: list[bool]
+    """Whether the logits that chose them were."""
+    taps: Taps
+    """Hidden states of all rows, at the layers that some session's drafter reads."""
 
 
 class BatchVerifier:
     """All sessions of one target replica."""
 
-    def __init__(self, model: PackedModel, *, max_length: int, max_batch_rows: int) -> None:
+    def __init__(
+        self, model: PackedModel, *, max_length: int, max_batch_rows: int, projections: Iterable[Projection] = ()
+    ) -> None:
+        """Sessions whose drafter's projection is not among `projections` get raw taps."""
         self._model = model
+        self._store = FeatureStore(model, projections)
         self._sampler = Sampler(model.vocab_size, model.device)
         self._max_length = max_length
         self._max_batch_rows = max_batch_rows
@@ -46,11 +64,20 @@ class BatchVerifier:
         """Sessions held, waiting or not."""
         return len(self._sessions)
 
+    def check_open(self, message: SessionOpen) -> None:
+        """Raises InvalidMessage where the session's drafter wants what this target does not have. For any thread: it reads constants."""
+        if message.features is not None:
+            self._store.check(message.features)
+
     def open(self, message: SessionOpen) -> None:
-        """Hold a session; one of the same id is replaced."""
+        """Hold a session; one of the same id is replaced. Raises what `check_open` does."""
+        self.check_open(message)
         self.close(message.session_id)
         table = BlockTable(self._model.pool)
-        self._sessions[message.session_id] = TargetSession.from_open(message, table, self._num_opened)
+        session = TargetSession.from_open(message, table, self._num_opened)
+        if session.spec is not None:
+            session.features = self._store.enter(session.spec)
+        self._sessions[message.session_id] = session
         self._num_opened += 1
 
     def submit(self, request: VerifyRequest) -> None:
@@ -80,6 +107,8 @@ class BatchVerifier:
         session = self._sessions.pop(session_id, None)
         if session is not None:
             session.table.release()
+            if session.spec is not None:
+                self._store.leave(session.spec)
 
     def step(self) -> StepReport:
         """One forward for what waits; returns the rounds it completed."""
@@ -133,8 +162,7 @@ class BatchVerifier:
         for victim in victims:
             if pool.num_free >= wanted:
                 break
-            victim.table.release()
-            victim.num_cached = 0  # its tokens stay, so it is recomputed later
+            victim.forget_cache()
         session.table.reserve(session.num_cached + rows)
         return True
 
@@ -151,7 +179,7 @@ class BatchVerifier:
     def _run(self, chosen: Sequence[tuple[TargetSession, int]]) -> None:
         """Forward all together; if that fails, each alone, so that one session's fault stays its own."""
         try:
-            tokens, finite = self._forward(chosen)
+            outcome = self._forward(chosen)
         except Exception as error:  # whatever a model's own code raises
             if len(chosen) == 1:
                 self._fail(chosen[0][0], error)
@@ -159,48 +187,75 @@ class BatchVerifier:
             for one in chosen:
                 self._run([one])
         else:
-            self._advance(chosen, tokens, finite)
+            self._advance(chosen, outcome)
 
-    def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> tuple[list[int], list[bool]]:
-        """The target's token of every anchor and candidate, and whether its logits were finite. Changes no session: it may be repeated."""
-        logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
+    def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> _Forwarded:
+        """The target's token of every anchor and candidate. Changes no session: it may be repeated."""
+        with self._store.capture(session.captured for session, _ in chosen) as taps:
+            logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
         sampling = [row for session, rows in chosen if session.completes_with(rows) for row in session.row_sampling()]
         tokens = self._sampler.choose(logits, sampling).tolist() if sampling else []
-        return tokens, torch.isfinite(logits).all(-1).tolist()
+        return _Forwarded(tokens, torch.isfinite(logits).all(-1).tolist(), taps)
 
-    def _advance(self, chosen: Sequence[tuple[TargetSession, int]], tokens: list[int], finite: list[bool]) -> None:
-        """Prompt chunks are cached, finished rounds committed."""
-        start = 0
+    def _advance(self, chosen: Sequence[tuple[TargetSession, int]], outcome: _Forwarded) -> None:
+        """Prompt chunks are cached, finished rounds committed; then the features of both are kept, and the rounds answered."""
+        start = first_row = 0
+        kept: list[KeptRows | None] = []
+        committed: list[tuple[TargetSession, VerifyRequest, VerifyResult]] = []
         for session, rows in chosen:
             if not session.completes_with(rows):
+                kept.append(session.kept_rows(first_row, range(rows)))
                 session.num_cached += rows
-                continue
-            stop = start + 1 + len(session.tree)
-            if all(finite[start:stop]):
-                self._commit(session, tokens[start:stop])
             else:
-                self._fail(session, RuntimeError("the target's logits are not finite"))
-            start = stop
+                stop = start + 1 + len(session.tree)
+                if all(outcome.finite[start:stop]):
+                    accepted = walk(session.tree, outcome.tokens[start:stop])
+                    kept.append(session.kept_rows(first_row, _path_rows(session, accepted)))
+                    committed.append(self._commit(session, accepted))
+                else:
+                    self._fail(session, RuntimeError("the target's logits are not finite"))
+                start = stop
+            first_row += rows
+        self._store.keep(outcome.taps, [one for one in kept if one is not None])
+        features = self._store.read([_wanted_rows(session, request) for session, request, _ in committed])
+        for (session, _, result), values in zip(committed, features, strict=True):
+            session.last_result = replace(result, features=values)
+            self._results.append(session.last_result)
 
-    def _commit(self, session: TargetSession, target_tokens: list[int]) -> None:
-        """Walk the tree, keep the accepted path's keys and values, and move on to the next round."""
+    def _commit(self, session: TargetSession, accepted: Acceptance) -> tuple[TargetSession, VerifyRequest, VerifyResult]:
+        """Keep the accepted path's keys and values, and move on to the next round. The result lacks its features still."""
+        request = session.pending
+        assert request is not None, "only sessions with a pending round are chosen"
         base = len(session.token_ids)
-        accepted = walk(session.tree, target_tokens)
         source = session.table.slots(0, base + len(session.tree))
         moves = [(source[base + node], source[base + k]) for k, node in enumerate(accepted.nodes) if node != k]
         if moves:
             self._model.cache.move([old for old, _ in moves], [new for _, new in moves])
         session.num_cached = base + len(accepted.nodes)
         session.table.shrink(session.num_cached)
-        session.last_result = VerifyResult(session.session_id, session.round, base, accepted.nodes, accepted.token_ids)
+        result = VerifyResult(session.session_id, session.round, base, accepted.nodes, accepted.token_ids)
         session.token_ids.extend(accepted.token_ids)
         session.round += 1
         session.pending = None
-        self._results.append(session.last_result)
+        return session, request, result
 
     def _fail(self, session: TargetSession, error: Exception) -> None:
         self._failures.append(_failure(session.session_id, error))
         self.close(session.session_id)
+
+
+def _path_rows(session: TargetSession, accepted: Acceptance) -> list[int]:
+    """Rows of the session's segment that it commits: all tokens up to the anchor, then the accepted candidates."""
+    uncached = session.work().num_uncached
+    return [*range(uncached), *(uncached + node for node in accepted.nodes)]
+
+
+def _wanted_rows(session: TargetSession, request: VerifyRequest) -> WantedRows | None:
+    """From the position that the request named up to the new anchor; None where nothing is wanted, or some features are missing."""
+    start, features = request.features_from, session.captured
+    if start == NO_FEATURES or features is None or features.table is None:
+        return None
+    return WantedRows(features.table, start, session.table.slots(start, session.num_cached))
 
 
 def _failure(session_id: SessionId, error: Exception) -> SessionFailure:

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -40,13 +39,6 @@ class Bounds:
         return Bounds(card.vocab_size, card.max_length, max_nodes)
 
 
-class _HasFeatures(Protocol):
-    @property
-    def context_features(self) -> Tensor: ...
-
-    def HasField(self, field_name: str) -> bool: ...  # noqa: N802 (protobuf's name)
-
-
 def is_session_id(text: str) -> bool:
     """1 to 128 characters that are safe in logs, labels and file names."""
     return _SESSION_ID.fullmatch(text) is not None
@@ -73,14 +65,6 @@ def token_ids_from_pb(message: Tensor, bounds: Bounds, field: str) -> tuple[int,
     if len(ids) and int(ids.view(np.uint32).max()) >= bounds.vocab_size:
         raise InvalidMessage(f"{field} outside 0..{bounds.vocab_size - 1}", field)
     return tuple(ids.tolist())
-
-
-def check_features(message: _HasFeatures, rows: int) -> None:
-    """The records have no place for features yet; a peer that sends forged ones is told so all the same."""
-    if message.HasField("context_features"):
-        features = tensors.from_pb(message.context_features, "context_features", tensors.BFLOAT16, 2)
-        if len(features) != rows:
-            raise InvalidMessage(f"context_features must have {rows} rows", "context_features")
 
 
 def within(field: str, value: int, low: int, high: int) -> None:

@@ -8,6 +8,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import grpc
@@ -26,6 +27,7 @@ from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailu
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 from dspark.wire import codec
 from dspark.wire.checks import Bounds
+from dspark.wire.features import FeatureJoiner, draft_batches
 from dspark.wire.pb.drafting_pb2 import DESCRIPTOR as DRAFTING
 from dspark.wire.pb.drafting_pb2 import DraftingRequest, DraftingResponse
 from dspark.wire.pb.session_pb2 import Heartbeat, Hello, SessionClose, Welcome
@@ -189,10 +191,17 @@ class RemoteVerifier(RemoteReplica):
     def __init__(self, address: str, silence_timeout_s: float) -> None:
         super().__init__(address, silence_timeout_s)
         self._reports: asyncio.Queue[StepReport | None] = asyncio.Queue()
+        self._features = FeatureJoiner()
+
+    def close(self, session_id: SessionId) -> None:
+        """See RemoteReplica."""
+        self._features.forget(session_id)
+        super().close(session_id)
 
     def submit(self, requests: Sequence[VerifyRequest]) -> None:
         """Hand in rounds, as one message."""
         if requests:
+            self._features.expect(requests)
             self.send(VerificationRequest(verify=codec.verify_batch_to_pb(requests)))
 
     async def next_report(self) -> StepReport:
@@ -205,8 +214,12 @@ class RemoteVerifier(RemoteReplica):
 
     async def handle(self, data: bytes) -> None:
         response = parse(VerificationResponse, data)
-        if response.HasField("report"):
-            self._reports.put_nowait(codec.step_report_from_pb(response.report, self.bounds))
+        if not response.HasField("report"):
+            return
+        self._features.take(response.report.features, self.bounds)
+        if not response.report.partial:
+            report = codec.step_report_from_pb(response.report, self.bounds)
+            self._reports.put_nowait(replace(report, results=tuple(map(self._features.attach, report.results))))
 
     def wake(self) -> None:
         self._reports.put_nowait(None)
@@ -226,11 +239,17 @@ class RemoteDrafter(RemoteReplica):
         self._waiting: dict[int, asyncio.Future[DraftReport | None]] = {}
 
     async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
-        """One batch; several calls may be in flight. The answer to a call that was given up is dropped.
+        """One batch, in several messages where its features need them. The answer to a call that was given up is dropped.
 
-        Every session asked for is in the report, the ones that the replica left out or answered out of bounds as failures.
-        Raises DraftUnavailable.
+        Several calls may be in flight. Every session asked for is in the report, the ones that the replica left out or answered
+        out of bounds as failures. Raises DraftUnavailable.
         """
+        batches = list(draft_batches(requests))
+        if len(batches) == 1:
+            return await self._draft(requests)
+        return _joined(await asyncio.gather(*(self._draft(batch) for batch in batches)))
+
+    async def _draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
         if self.lost():
             raise self.loss()
         batch_id = next(self._batch_ids)
@@ -256,6 +275,15 @@ class RemoteDrafter(RemoteReplica):
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_result(None)
+
+
+def _joined(reports: Sequence[DraftReport]) -> DraftReport:
+    """The parts of one batch as one report."""
+    return DraftReport(
+        tuple(result for report in reports for result in report.results),
+        tuple(failure for report in reports for failure in report.failures),
+        max(report.draft_ms for report in reports),  # not their sum: the replica may have worked on the parts together
+    )
 
 
 def _complete(report: DraftReport, requests: Sequence[DraftRequest]) -> DraftReport:

@@ -3,13 +3,13 @@
 It looks at one message at a time. What needs memory (who owns a session, which round is next) is the server's and the replica's.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dspark import errors
 from dspark.errors import DSparkError, FingerprintMismatch, InvalidMessage, ProtocolError
 from dspark.messages import (
+    NO_FEATURES,
     DraftReport,
     DraftRequest,
     DraftResult,
@@ -20,15 +20,14 @@ from dspark.messages import (
     VerifyResult,
 )
 from dspark.tree import CandidateTree
-from dspark.types import MAX_SEED, ModelCard, ReplicaId, SamplingParams, SessionId
-from dspark.wire import tensors
+from dspark.types import ModelCard, ReplicaId, SessionId
+from dspark.wire import features, tensors
 from dspark.wire.checks import (
     MAX_ENTRIES,
     MAX_INT32,
     MAX_TEXT_CHARS,
     MAX_TREE_DEPTH,
     Bounds,
-    check_features,
     is_session_id,
     milliseconds,
     name_from_pb,
@@ -37,6 +36,7 @@ from dspark.wire.checks import (
     within,
 )
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
+from dspark.wire.sampling import sampling_from_pb, sampling_to_pb
 
 PROTOCOL_VERSION = "dspark.v1"
 
@@ -51,19 +51,12 @@ _Entry = TypeVar("_Entry")
 
 def session_open_to_pb(session: SessionOpen) -> session_pb2.SessionOpen:
     """Unchecked: own records are right by construction."""
-    sampling = session.sampling
     return session_pb2.SessionOpen(
         session_id=session.session_id,
         token_ids=tensors.ints_to_pb(session.token_ids),
-        sampling=session_pb2.Sampling(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            seed=sampling.seed,
-            choice=sampling.choice,
-        ),
+        sampling=sampling_to_pb(session.sampling),
         epoch=session.epoch,
+        features=None if session.features is None else features.spec_to_pb(session.features),
     )
 
 
@@ -76,23 +69,8 @@ def session_open_from_pb(message: session_pb2.SessionOpen, bounds: Bounds) -> Se
     within("epoch", message.epoch, 0, MAX_INT32)
     if not message.HasField("sampling"):
         raise InvalidMessage("sampling is missing", "sampling")
-    return SessionOpen(session_id, token_ids, _sampling(message.sampling), message.epoch)
-
-
-def _sampling(message: session_pb2.Sampling) -> SamplingParams:
-    for field in ("temperature", "top_p", "min_p"):
-        if not math.isfinite(getattr(message, field)):
-            raise InvalidMessage(f"sampling.{field} must be finite", f"sampling.{field}")
-    if message.temperature < 0:
-        raise InvalidMessage("sampling.temperature must not be negative", "sampling.temperature")
-    if not 0 < message.top_p <= 1:
-        raise InvalidMessage("sampling.top_p must be above 0 and at most 1", "sampling.top_p")
-    if not 0 <= message.min_p <= 1:
-        raise InvalidMessage("sampling.min_p must be in 0..1", "sampling.min_p")
-    within("sampling.top_k", message.top_k, 0, MAX_INT32)
-    within("sampling.seed", message.seed, 0, MAX_SEED)
-    within("sampling.choice", message.choice, 0, MAX_INT32)
-    return SamplingParams(message.temperature, message.top_k, message.top_p, message.min_p, message.seed, message.choice)
+    spec = features.spec_from_pb(message.features) if message.HasField("features") else None
+    return SessionOpen(session_id, token_ids, sampling_from_pb(message.sampling), message.epoch, spec)
 
 
 # Failures
@@ -135,7 +113,11 @@ def verify_batch_to_pb(requests: Iterable[VerifyRequest]) -> verification_pb2.Ve
     batch = verification_pb2.VerifyBatch()
     for request in requests:
         batch.requests.add(
-            session_id=request.session_id, round=request.round, base_length=request.base_length, tree=_tree_to_pb(request.tree)
+            session_id=request.session_id,
+            round=request.round,
+            base_length=request.base_length,
+            tree=_tree_to_pb(request.tree),
+            features_from=None if request.features_from == NO_FEATURES else request.features_from,
         )
     return batch
 
@@ -150,11 +132,23 @@ def verify_request_from_pb(message: verification_pb2.VerifyRequest, bounds: Boun
     session_id = session_id_from_pb(message.session_id)
     within("round", message.round, 0, MAX_INT32)
     within("base_length", message.base_length, 1, bounds.max_length)
-    return VerifyRequest(session_id, message.round, message.base_length, _tree(message.tree, bounds))
+    features_from = NO_FEATURES
+    if message.HasField("features_from"):
+        features_from = message.features_from
+        within("features_from", features_from, 0, message.base_length - 1)
+    return VerifyRequest(session_id, message.round, message.base_length, _tree(message.tree, bounds), features_from)
+
+
+def step_report_to_pbs(report: StepReport) -> list[verification_pb2.StepReport]:
+    """Unchecked. One message, or several where the features need them: the last one is the report, those before hold pieces only."""
+    *before, last = features.report_chunks(report)
+    whole = step_report_to_pb(report)
+    whole.features.extend(last)
+    return [*(verification_pb2.StepReport(features=chunks, partial=True) for chunks in before), whole]
 
 
 def step_report_to_pb(report: StepReport) -> verification_pb2.StepReport:
-    """Unchecked."""
+    """Unchecked. Without the features."""
     message = verification_pb2.StepReport(
         failures=[failure_to_pb(failure) for failure in report.failures],
         verify_ms=report.verify_ms,
@@ -198,7 +192,6 @@ def verify_result_from_pb(message: verification_pb2.VerifyResult, bounds: Bounds
     token_ids = token_ids_from_pb(message.token_ids, bounds, "token_ids")
     if len(token_ids) != len(accepted) + 1:
         raise InvalidMessage("token_ids must be one more than accepted", "token_ids")
-    check_features(message, len(token_ids))
     return VerifyResult(session_id, message.round, message.base_length, accepted, token_ids)
 
 
@@ -215,6 +208,7 @@ def draft_batch_to_pb(batch_id: int, requests: Iterable[DraftRequest]) -> drafti
             new_token_ids=tensors.ints_to_pb(request.new_token_ids),
             max_depth=request.max_depth,
             max_nodes=request.max_nodes,
+            features=None if request.features is None else features.features_to_pb(request.features),
         )
     return batch
 
@@ -234,8 +228,10 @@ def draft_request_from_pb(message: drafting_pb2.DraftRequest, bounds: Bounds) ->
     new_token_ids = token_ids_from_pb(message.new_token_ids, bounds, "new_token_ids")
     if len(new_token_ids) > message.base_length:
         raise InvalidMessage("new_token_ids must not be longer than base_length", "new_token_ids")
-    check_features(message, len(new_token_ids))
-    return DraftRequest(session_id, message.base_length, new_token_ids, message.max_depth, message.max_nodes)
+    context = None
+    if message.HasField("features"):
+        context = features.draft_features_from_pb(message.features, message.base_length, bounds)
+    return DraftRequest(session_id, message.base_length, new_token_ids, message.max_depth, message.max_nodes, context)
 
 
 def draft_report_to_pb(batch_id: int, report: DraftReport) -> drafting_pb2.DraftReport:
@@ -276,6 +272,7 @@ def welcome_to_pb(card: ModelCard, replica_id: ReplicaId) -> session_pb2.Welcome
         eos_token_ids=card.eos_token_ids,
         model_fingerprint=card.model_fingerprint,
         tokenizer_fingerprint=card.tokenizer_fingerprint,
+        tap_layers=card.tap_layers,
     )
 
 
@@ -296,6 +293,7 @@ def welcome_from_pb(message: session_pb2.Welcome) -> tuple[ModelCard, ReplicaId]
         tuple(message.eos_token_ids),
         message.model_fingerprint,
         message.tokenizer_fingerprint,
+        features.tap_layers_from_pb(message.tap_layers, "tap_layers"),
     )
     return card, ReplicaId(message.replica_id)
 

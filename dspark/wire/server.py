@@ -99,7 +99,8 @@ class _VerificationStream(RouterStream):
         while True:
             report = await self._verifier.next_report()
             self._last_report = report
-            await self.duplex.send(VerificationResponse(report=codec.step_report_to_pb(report)))
+            for message in codec.step_report_to_pbs(report):
+                await self.duplex.send(VerificationResponse(report=message))
 
     async def _send_failures(self, failures: Iterable[SessionFailure]) -> None:
         """A report of no step: the state of the cache is that of the last one."""

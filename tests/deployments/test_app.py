@@ -1,8 +1,9 @@
-"""What Serve is told of the three deployments."""
+"""What Serve is told of the deployments."""
 
 from typing import Any
 
 import pytest
+from ray.serve._private.build_app import build_app
 
 from deployments import app
 from deployments.app import build, deployment_options
@@ -15,8 +16,9 @@ def deployments_of(application: Any) -> dict[str, Any]:
     ingress = application._bound_deployment
     found = {ingress.name: ingress}
     for argument in ingress.init_args:
-        if hasattr(argument, "_bound_deployment"):
-            found |= deployments_of(argument)
+        for item in argument.values() if isinstance(argument, dict) else [argument]:
+            if hasattr(item, "_bound_deployment"):
+                found |= deployments_of(item)
     return found
 
 
@@ -24,6 +26,8 @@ def deployments_of(application: Any) -> dict[str, Any]:
     ("kind", "names"),
     [
         ("language_model", {"Router", "Target", "Draft"}),
+        ("block", {"Router", "Target", "Draft"}),
+        ("eagle", {"Router", "Target", "Draft"}),
         ("lookup", {"Router", "Target"}),
         ("none", {"Router", "Target"}),
     ],
@@ -34,6 +38,40 @@ def test_only_a_drafter_with_weights_is_deployed(kind: str, names: set[str]) -> 
 
 def test_the_built_application_is_there_for_import() -> None:
     assert set(deployments_of(app.app)) == {"Router", "Target", "Draft"}
+
+
+SEVERAL = {
+    "drafters": {"general": {"num_threads": 1}, "code": {"kind": "block", "model": "some/drafter"}, "copy": {"kind": "lookup"}},
+    "draft_deployment": {"max_leases": 11},
+    "draft_deployments": {"code": {"max_leases": 22, "autoscaling": {"min_replicas": 1, "max_replicas": 5}}},
+}
+
+
+def test_every_drafter_with_weights_has_a_pool_of_its_own() -> None:
+    found = deployments_of(build(SEVERAL))
+    assert set(found) == {"Router", "Target", "Draft-general", "Draft-code"}
+    assert (found["Draft-general"].max_ongoing_requests, found["Draft-code"].max_ongoing_requests) == (11, 22)
+    assert found["Draft-code"]._deployment_config.autoscaling_config.max_replicas == 5
+    assert found["Draft-general"]._deployment_config.autoscaling_config is None
+
+
+def test_drafter_and_target_are_told_of_each_other_and_the_router_of_each_pool() -> None:
+    args = ServeArgs.model_validate(SEVERAL)
+    found = deployments_of(build(args))
+    for name in ("general", "code"):
+        assert found[f"Draft-{name}"].init_args == (args.drafters[name], args.target, args.lease_silence_timeout_s)
+    assert found["Target"].init_args == (args.target, tuple(args.drafters.values()), args.lease_silence_timeout_s)
+    drafts = found["Router"].init_args[2]
+    assert {name: draft._bound_deployment.name for name, draft in drafts.items()} == {"general": "Draft-general", "code": "Draft-code"}
+
+
+def test_serve_puts_a_handle_in_the_place_of_every_pool() -> None:
+    built = build_app(build(SEVERAL), name="app")
+    (router,) = [deployment for deployment in built.deployments if deployment.name == "Router"]
+    assert {name: handle.deployment_name for name, handle in router.init_args[2].items()} == {
+        "general": "Draft-general",
+        "code": "Draft-code",
+    }
 
 
 def test_a_misspelt_argument_stops_the_builder() -> None:

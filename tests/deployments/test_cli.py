@@ -7,7 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import main
+from deployments.launcher import drafters_told
 from deployments.ports import check_free, is_free
+from dspark.config import ServeArgs
 from dspark.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "serve_config.yaml"
@@ -63,6 +65,29 @@ def test_doctor_finds_a_port_in_use_and_a_missing_model(config: Path, tiny_folde
     assert result.exit_code == 4
     assert f"failure  metrics port {port} is in use" in result.output
     assert "failure  target: /no/such/model: no such folder" in result.output
+
+
+def test_doctor_looks_at_every_drafter_that_runs_a_model(config: Path, tiny_folder: Path) -> None:
+    drafters = f"drafters: {{small: {{model: {tiny_folder}}}, trained: {{kind: block, model: {tiny_folder}}}, copy: {{kind: lookup}}}}"
+    config.write_text(config.read_text().replace("drafter: {kind: lookup}", drafters))
+    result = runner.invoke(main, ["doctor", str(config), "--metrics-port", str(free_port())])
+    assert f"ok       drafter small {tiny_folder}: " in result.output
+    assert f"failure  drafter trained: {tiny_folder}" in result.output, "a language model is no block drafter"
+    assert "copy" not in result.output
+    assert result.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, "demo:drafter (depth 4)"),
+        ({"drafter": {"kind": "lookup", "max_depth": 2}}, "lookup (depth 2)"),
+        ({"drafter": {"kind": "none"}}, "none"),
+        ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:drafter (depth 4), b: lookup (depth 4)"),
+    ],
+)
+def test_the_banner_tells_who_drafts(args: dict[str, object], told: str) -> None:
+    assert drafters_told(ServeArgs.model_validate(args)) == told
 
 
 def test_serve_says_which_port_is_taken_before_it_starts_anything(config: Path) -> None:

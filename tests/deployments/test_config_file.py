@@ -1,5 +1,6 @@
 """serve_config.yaml as a whole: the shipped one is fine, and each kind of mistake is named with its line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,68 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, st
     (told,) = [line for line in str(caught.value).splitlines() if message in line]
     number = int(told.removeprefix(f"{path}:").split(":")[0])
     assert stands_at in path.read_text().splitlines()[number - 1]
+
+
+@pytest.mark.parametrize(
+    ("args", "stands_at", "message"),
+    [
+        ("drafter: {}\n      drafters: {code: {}}", "args:", "drafter and drafters are both given"),
+        ("drafters: {Code: {}}", "drafters:", "args.drafters: 'Code' is no name for a drafter: 1 to 32 of a-z 0-9 _ -"),
+        ("drafters: {none: {}}", "drafters:", "args.drafters: 'none' is no name for a drafter"),
+        (f"drafters: {{{'x' * 33}: {{}}}}", "drafters:", "is no name for a drafter"),
+        ("drafters: {idle: {kind: none}}", "drafters:", "args.drafters: 'idle' has the kind 'none'; leave it out"),
+        (
+            "drafters:\n        code: {}\n        rest:\n          max_dpeth: 3",
+            "max_dpeth",
+            "args.drafters.rest.max_dpeth: unknown key; did you mean 'max_depth'?",
+        ),
+        ("drafters:\n        code:\n          max_depth: 65", "max_depth", "args.drafters.code.max_depth: Input should be less than"),
+        (
+            "drafters: {a: {}, l: {kind: lookup}}\n      draft_deployments: {l: {}}",
+            "args:",
+            "draft_deployments names 'l'; drafters that run a model are 'a'",
+        ),
+        ("draft_deployments: {code: {}}", "args:", "draft_deployments names 'code'; drafters that run a model are 'default'"),
+        (
+            "draft_deployments:\n        default:\n          max_lease: 3",
+            "max_lease",
+            "args.draft_deployments.default.max_lease: unknown key; did you mean 'max_leases'?",
+        ),
+    ],
+)
+def test_a_mistake_about_several_drafters_is_named_with_its_line(tmp_path: Path, args: str, stands_at: str, message: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(f"applications:\n  - name: dspark\n    import_path: deployments.app:build\n    args:\n      {args}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (told,) = [line for line in str(caught.value).splitlines() if message in line]
+    number = int(told.removeprefix(f"{path}:").split(":")[0])
+    assert stands_at in path.read_text().splitlines()[number - 1]
+
+
+def test_drafters_by_name_with_pools_of_their_own_are_fine() -> None:
+    args = read_args(
+        {
+            "drafters": {"general": {}, "code-2": {"kind": "block", "model": "x/y"}, "copy": {"kind": "lookup"}},
+            "draft_deployment": {"max_leases": 5},
+            "draft_deployments": {"code-2": {"max_leases": 7}},
+        }
+    )
+    assert list(args.named_drafters) == ["general", "code-2", "copy"]
+    assert {name: options.max_leases for name, options in args.draft_pools.items()} == {"general": 5, "code-2": 7}
+
+
+def test_the_documented_example_of_several_drafters_is_fine() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (SHIPPED.parent / "docs" / "api.md").read_text(), re.DOTALL)
+    args = read_args(yaml.safe_load(example)["args"])
+    assert list(args.named_drafters) == ["general", "code", "copy"]
+    assert args.draft_pools["code"].autoscaling.max_replicas == 4
+
+
+def test_one_drafter_has_the_name_default_and_none_is_nobody() -> None:
+    assert list(ServeArgs().named_drafters) == ["default"]
+    assert read_args({"drafter": {"kind": "none"}}).named_drafters == {}
+    assert read_args({"drafter": {"kind": "lookup"}}).draft_pools == {}
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

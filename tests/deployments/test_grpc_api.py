@@ -100,8 +100,41 @@ async def test_what_is_not_said_is_the_default_and_a_seed_is_drawn(client: Async
 
 
 @pytest.mark.parametrize(
+    ("said", "enabled", "drafter"),
+    [
+        (None, True, None),
+        (pb.Speculation(drafter="code"), True, "code"),
+        (pb.Speculation(enabled=True), True, None),
+        (pb.Speculation(enabled=False, drafter="code"), False, "code"),
+        (pb.Speculation(enabled=False), False, None),
+        (pb.Speculation.FromString(b""), False, None),  # how a client of the first version says false
+        (pb.Speculation.FromString(b"\x08\x01"), True, None),  # and true
+    ],
+)
+async def test_speculation_is_off_only_where_a_client_says_so(
+    service: EchoService, said: pb.Speculation | None, enabled: bool, drafter: str | None
+) -> None:
+    async with serving(service) as address, grpc.aio.insecure_channel(address) as channel:
+        stub = rpc.GenerationStub(channel)  # type: ignore[no-untyped-call]
+        answer = await stub.Generate(pb.GenerateRequest(text=PROMPT, max_tokens=2, speculation=said))
+    (request,) = service.requests
+    assert (request.speculation_enabled, request.drafter) == (enabled, drafter)
+    assert answer.usage.drafter == ((drafter or "general") if enabled else "")
+
+
+async def test_the_client_names_a_drafter_and_hears_who_served(client: AsyncClient, service: EchoService) -> None:
+    named = await client.generate(PROMPT, max_tokens=2, drafter="code")
+    plain = await client.generate(PROMPT, max_tokens=2, drafter="code", speculation=False)
+    assert (named.usage.drafter, plain.usage.drafter) == ("code", None)
+    assert [request.drafter for request in service.requests] == ["code", "code"]
+
+
+@pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
+        ({"drafter": "prose"}, InvalidRequest, "speculation.drafter must be one of 'code', 'general', not 'prose'"),
+        ({"drafter": "prose", "speculation": False}, InvalidRequest, "speculation.drafter must be one of"),
+        ({"drafter": 5}, InvalidRequest, "cannot be sent"),
         ({"temperature": float("nan")}, InvalidRequest, "temperature must be a number from 0 to 2"),
         ({"top_p": 0.0}, InvalidRequest, "top_p must be a number above 0"),
         ({"max_tokens": 0}, InvalidRequest, "max_tokens must be an integer from 1"),

@@ -65,7 +65,8 @@ async def test_a_completion_has_openais_shape_and_counts_what_speculation_did(cl
     assert usage["completion_tokens"] == 20
     assert usage["total_tokens"] == usage["prompt_tokens"] + 20
     assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 14, "rejected_prediction_tokens": 7}
-    assert body["dspark"] == {"seed": 5, "rounds": 7, "drafted_tokens": 28, "selected_tokens": 21, "accepted_tokens": 14}
+    counts = {"rounds": 7, "drafted_tokens": 28, "selected_tokens": 21, "accepted_tokens": 14}
+    assert body["dspark"] == {"seed": 5, **counts, "drafter": "general"}
 
 
 async def test_a_chat_answers_as_the_assistant(client: httpx.AsyncClient) -> None:
@@ -134,7 +135,28 @@ async def test_switching_speculation_off_reaches_the_service(client: httpx.Async
     request = COMPLETION | {"speculation": {"enabled": False}}
     body = (await client.post("/v1/completions", json=request)).json()
     assert service.requests[0].speculation_enabled is False
-    assert body["dspark"]["drafted_tokens"] == 0
+    assert (body["dspark"]["drafted_tokens"], body["dspark"]["drafter"]) == (0, None)
+
+
+async def test_a_drafter_is_chosen_by_its_name(client: httpx.AsyncClient, service: EchoService) -> None:
+    body = (await client.post("/v1/completions", json=COMPLETION | {"speculation": {"drafter": "code"}})).json()
+    (request,) = service.requests
+    assert (request.speculation_enabled, request.drafter) == (True, "code")
+    assert body["dspark"]["drafter"] == "code"
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("enabled", [{}, {"enabled": False}])
+async def test_an_unknown_drafter_is_a_bad_request_that_lists_the_known(
+    client: httpx.AsyncClient, service: EchoService, route: str, enabled: dict[str, bool]
+) -> None:
+    body = COMPLETION if route == "/v1/completions" else CHAT
+    response = await client.post(route, json=body | {"speculation": {"drafter": "cod\n", **enabled}})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "speculation.drafter"
+    assert error["message"] == "speculation.drafter must be one of 'code', 'general', not 'cod?'"
+    assert service.requests == []
 
 
 async def test_models_are_listed_and_found_by_a_name_with_a_slash(client: httpx.AsyncClient) -> None:

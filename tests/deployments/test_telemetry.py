@@ -8,7 +8,7 @@ import pytest
 
 from deployments import telemetry
 from deployments.telemetry import DESCRIPTIONS, RouterMetrics
-from dspark.messages import StepReport
+from dspark.messages import DraftReport, StepReport
 from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
@@ -20,7 +20,8 @@ class Recorded:
 
     all: dict[str, "Recorded"] = {}  # noqa: RUF012
 
-    def __init__(self, name: str, description: str, **_: Any) -> None:
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...] = (), **_: Any) -> None:
+        self.tag_keys = tag_keys
         self.values: list[tuple[float, dict[str, str]]] = []
         Recorded.all[name] = self
 
@@ -63,6 +64,44 @@ def test_a_round_is_counted_as_it_was(metrics: RouterMetrics, session: Session) 
     assert (totals["drafted_tokens"], totals["selected_tokens"], totals["accepted_tokens"]) == (4, 3, 2)
     assert (totals["committed_tokens"], totals["rounds"], totals["round_ms"]) == (4, 2, 15.0)
     assert [tags["position"] for _, tags in Recorded.all["dspark_accepted_at_position_total"].values] == ["1", "2"]
+
+
+def test_counts_about_drafts_carry_the_drafters_name(metrics: RouterMetrics) -> None:
+    for name, num_accepted in (("code", 2), (None, 0)):
+        session = Session(SessionId("one"), (1, 2), SamplingParams(), StopRules(max_tokens=9), drafter=name)
+        chunk = TokenChunk((5, 6, 7)[: num_accepted + 1], None, num_drafted=4, num_selected=3, num_accepted=num_accepted)
+        metrics.round_done(session, chunk, round_ms=1.0)
+    metrics.draft_done(DraftReport(draft_ms=2.0), "general")
+    metrics.draft_lost("late", "code")
+
+    def told(name: str) -> list[tuple[float, str]]:
+        return [(value, tags["drafter"]) for value, tags in Recorded.all[f"dspark_{name}"].values]
+
+    assert told("rounds_total") == [(1, "code"), (1, "none")]
+    assert told("committed_tokens_total") == [(3, "code"), (1, "none")]
+    assert told("drafted_tokens_total") == [(4, "code"), (4, "none")]
+    assert told("selected_tokens_total") == [(3, "code"), (3, "none")]
+    assert told("accepted_tokens_total") == [(2, "code")]
+    assert told("accepted_at_position_total") == [(1, "code"), (1, "code")]
+    assert told("draft_ms") == [(2.0, "general")]
+    assert Recorded.all["dspark_draft_lost_total"].values == [(1, {"reason": "late", "drafter": "code"})]
+
+
+def test_every_label_is_announced_with_its_metric_or_ray_would_refuse_it(metrics: RouterMetrics, session: Session) -> None:
+    metrics.round_done(session, TokenChunk((5, 6), None, num_drafted=4, num_selected=3, num_accepted=1), round_ms=1.0)
+    metrics.draft_done(DraftReport(), "code")
+    metrics.draft_lost("late", "code")
+    metrics.features_received(3, 96, "code")
+    metrics.session_ended(session, None)
+    for metric in Recorded.all.values():
+        assert all({*tags, "model"} == set(metric.tag_keys) for _, tags in metric.values), metric.tag_keys
+
+
+def test_features_are_counted_in_rows_and_bytes(metrics: RouterMetrics) -> None:
+    metrics.features_received(3, 96, "code")
+    metrics.features_received(1, 32, "code")
+    assert Recorded.all["dspark_feature_rows_total"].values == [(3, {"drafter": "code"}), (1, {"drafter": "code"})]
+    assert Recorded.all["dspark_feature_bytes_total"].total == 128
 
 
 def test_sessions_are_counted_up_and_down_with_the_reason(metrics: RouterMetrics, session: Session) -> None:

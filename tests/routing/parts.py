@@ -24,13 +24,15 @@ def session_named(name: str, prompt: tuple[int, ...] = (1, 2, 3), sampling: Samp
 
 
 class CountingObserver(SilentObserver):
-    """Counts what it is told."""
+    """Counts what it is told; also a DraftObserver, for parts that know one drafter only."""
 
     def __init__(self) -> None:
         self.lost: Counter[str] = Counter()
         self.num_accepted = 0
         self.num_drafts = 0
         self.num_steps = 0
+        self.num_feature_rows = 0
+        self.num_feature_bytes = 0
         self.ended: list[FinishReason | None] = []
 
     def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
@@ -39,11 +41,15 @@ class CountingObserver(SilentObserver):
     def step_done(self, report: StepReport) -> None:
         self.num_steps += 1
 
-    def draft_done(self, report: DraftReport) -> None:
+    def draft_done(self, report: DraftReport, drafter: str = "default") -> None:
         self.num_drafts += 1
 
-    def draft_lost(self, reason: str) -> None:
+    def draft_lost(self, reason: str, drafter: str = "default") -> None:
         self.lost[reason] += 1
+
+    def features_received(self, num_rows: int, num_bytes: int, drafter: str = "default") -> None:
+        self.num_feature_rows += num_rows
+        self.num_feature_bytes += num_bytes
 
     def session_ended(self, session: Session, reason: FinishReason | None) -> None:
         self.ended.append(reason)

@@ -28,8 +28,8 @@ class House:
         self.observer = CountingObserver()
         self.loop = SpeculativeLoop(
             self.targets,
-            self.drafters,
-            drafter=DRAFTER,
+            {} if self.drafters is None else {"default": self.drafters},
+            drafter_configs={"default": DRAFTER},
             limits=limits_with(**limits),
             max_batch_rows=max_batch_rows,
             observer=self.observer,

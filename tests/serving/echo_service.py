@@ -52,6 +52,10 @@ class EchoService:
         size = self.tokenizer.get_vocab_size()
         return ModelCard("echo/tiny", size, self.max_length, (0,), "0123456789abcdef", "fedcba9876543210")
 
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        return ("code", "general")
+
     def encode(self, text: str) -> list[int]:
         # encode_special_tokens: what looks like a special token in a client's text is only text.
         self.tokenizer.encode_special_tokens = True
@@ -105,6 +109,7 @@ class EchoService:
             selected_tokens=3 * rounds if speculative else 0,
             accepted_tokens=2 * rounds if speculative else 0,
             rounds=rounds,
+            drafter=(request.drafter or "general") if speculative else None,
         )
 
     def abort(self, request_id: str) -> bool:

@@ -13,7 +13,7 @@ from tests.serving.echo_service import EchoService
 
 def requests_for(service: EchoService, n: int) -> list[GenerationRequest]:
     raw = RawOptions(prompts=((65, 66, 67, 68, 69),), n=n, max_tokens=20)
-    return generation_requests(raw, service.card, LimitsConfig(), service.encode)
+    return generation_requests(raw, service.card, LimitsConfig(), service.encode, drafters=())
 
 
 async def test_choices_run_at_the_same_time_each_in_its_order() -> None:
@@ -51,7 +51,7 @@ async def test_the_first_error_is_raised_and_ends_the_others() -> None:
 async def test_what_nobody_reads_is_not_generated_ahead_without_bound() -> None:
     service = EchoService()
     raw = RawOptions(prompts=((65, 66, 67),), n=2, max_tokens=200)
-    requests = generation_requests(raw, service.card, LimitsConfig(), service.encode)
+    requests = generation_requests(raw, service.card, LimitsConfig(), service.encode, drafters=())
     told: list[int] = []
     make = service.stream
 

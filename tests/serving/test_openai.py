@@ -89,6 +89,8 @@ def test_values_that_ask_for_nothing_and_fields_that_change_nothing_are_accepted
         ("stop", ["a", None], "a string"),
         ("speculation", True, "an object"),
         ("speculation", {"enabled": 1}, "true or false"),
+        ("speculation", {"drafter": 1}, "a string"),
+        ("speculation", {"drafter": ["code"]}, "a string"),
         ("stream_options", {"include_usage": "yes"}, "true or false"),
         ("prompt", None, "a string or a list"),
         ("model", 5, "a string"),

@@ -18,7 +18,7 @@ def encode(text: str) -> list[int]:
 
 
 def requests_of(**changes: Any) -> list[Any]:
-    return generation_requests(replace(RAW, **changes), CARD, LIMITS, encode)
+    return generation_requests(replace(RAW, **changes), CARD, LIMITS, encode, drafters=("general", "code"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,19 @@ def test_a_value_out_of_its_range_is_refused_by_its_name(field: str, values: lis
             requests_of(**{field: value})
         assert caught.value.field == field, value
         assert field.removesuffix("_s") in caught.value.message
+
+
+def test_a_drafter_is_one_of_the_services_own() -> None:
+    assert [requests_of(drafter=name)[0].drafter for name in (None, "code")] == [None, "code"]
+    for wrong in ("Code", "", "code ", 1, True, ["code"]):
+        with pytest.raises(InvalidRequest, match=r"^speculation\.drafter must be one of 'code', 'general'") as caught:
+            requests_of(drafter=wrong)
+        assert caught.value.field == "speculation.drafter"
+
+
+def test_a_service_without_drafters_has_no_names_to_offer() -> None:
+    with pytest.raises(InvalidRequest, match=r"must be left out, as this service has no drafters, not 'default'"):
+        generation_requests(replace(RAW, drafter="default"), CARD, LIMITS, encode, drafters=())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +109,7 @@ def test_too_many_prompts_are_refused_before_any_is_encoded() -> None:
         raise AssertionError("encoded")
 
     with pytest.raises(InvalidRequest, match="1 to 3 prompts"):
-        generation_requests(replace(RAW, prompts=("a",) * 4), CARD, LIMITS, never)
+        generation_requests(replace(RAW, prompts=("a",) * 4), CARD, LIMITS, never, drafters=())
 
 
 def test_a_wrong_option_is_found_before_the_prompt_is_encoded() -> None:
@@ -104,7 +117,7 @@ def test_a_wrong_option_is_found_before_the_prompt_is_encoded() -> None:
         raise AssertionError("encoded")
 
     with pytest.raises(InvalidRequest, match="seed"):
-        generation_requests(replace(RAW, prompts=("a",), seed=-1), CARD, LIMITS, never)
+        generation_requests(replace(RAW, prompts=("a",), seed=-1), CARD, LIMITS, never, drafters=())
 
 
 @pytest.mark.parametrize(
@@ -134,5 +147,5 @@ def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenised() -> None:
         raise AssertionError("tokenised")
 
     with pytest.raises(InvalidRequest, match="50 tokens") as caught:
-        generation_requests(RawOptions(prompts=("x" * 50_000,)), CARD, LIMITS, never)
+        generation_requests(RawOptions(prompts=("x" * 50_000,)), CARD, LIMITS, never, drafters=())
     assert caught.value.field == "prompt"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyRequest
+from dspark.messages import NO_FEATURES, ContextFeatures, FeatureSpec, SessionFailure, SessionOpen, StepReport, VerifyRequest
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
 from dspark.verifying.verifier import BatchVerifier
@@ -18,7 +18,10 @@ def no_candidates(which: int, output: Sequence[int]) -> CandidateTree:
 
 
 class Rounds:
-    """Sessions "0", "1", ... on one verifier; `outputs` grow as rounds are answered, `failures` are final."""
+    """Sessions "0", "1", ... on one verifier; `outputs` grow as rounds are answered, `failures` are final.
+
+    With specs, sessions ask for the features that they lack in every round; `features` are the answers.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class Rounds:
         prompts: Sequence[Sequence[int]],
         propose: Propose = no_candidates,
         sampling: Sequence[SamplingParams] | SamplingParams = GREEDY,
+        specs: Sequence[FeatureSpec | None] | FeatureSpec | None = None,
     ) -> None:
         self._verifier = verifier
         self._propose = propose
@@ -36,8 +40,11 @@ class Rounds:
         self.num_accepted = 0
         self._rounds = [0] * len(prompts)
         params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
+        self.features: list[list[ContextFeatures | None]] = [[] for _ in prompts]
+        self.specs = [specs] * len(prompts) if specs is None or isinstance(specs, FeatureSpec) else specs
+        self._features_stop = [0] * len(prompts)
         for which, prompt in enumerate(prompts):
-            verifier.open(SessionOpen(SessionId(str(which)), tuple(prompt), params[which]))
+            verifier.open(SessionOpen(SessionId(str(which)), tuple(prompt), params[which], features=self.specs[which]))
         self._idle = set(range(len(prompts)))
 
     def submit(self, num_tokens: int) -> None:
@@ -46,7 +53,8 @@ class Rounds:
             if len(self.outputs[which]) < num_tokens:
                 base = len(self.prompts[which]) + len(self.outputs[which])
                 tree = self._propose(which, self.outputs[which])
-                self._verifier.submit(VerifyRequest(SessionId(str(which)), self._rounds[which], base, tree))
+                start = NO_FEATURES if self.specs[which] is None else self._features_stop[which]
+                self._verifier.submit(VerifyRequest(SessionId(str(which)), self._rounds[which], base, tree, start))
                 self._idle.discard(which)
 
     def step(self) -> StepReport:
@@ -58,6 +66,9 @@ class Rounds:
             self.outputs[which] += result.token_ids
             self.num_accepted += len(result.accepted)
             self._rounds[which] += 1
+            self.features[which].append(result.features)
+            if result.features is not None:
+                self._features_stop[which] = result.features.stop
             self._idle.add(which)
         for failure in report.failures:
             self.failures[int(failure.session_id)] = failure

@@ -20,7 +20,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[str] = ..., router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint")
+    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint", "tap_layers")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class Welcome(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TAP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     protocol: str
     replica_id: str
     model_name: str
@@ -37,7 +38,8 @@ class Welcome(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     model_fingerprint: str
     tokenizer_fingerprint: str
-    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ...) -> None: ...
+    tap_layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -60,16 +62,38 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class SessionOpen(_message.Message):
-    __slots__ = ("session_id", "token_ids", "sampling", "epoch")
+    __slots__ = ("session_id", "token_ids", "sampling", "epoch", "features")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     token_ids: _tensor_pb2.Tensor
     sampling: Sampling
     epoch: int
-    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    features: FeatureSpec
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., epoch: _Optional[int] = ..., features: _Optional[_Union[FeatureSpec, _Mapping]] = ...) -> None: ...
+
+class FeatureSpec(_message.Message):
+    __slots__ = ("drafter_fingerprint", "tap_layers")
+    DRAFTER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TAP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    drafter_fingerprint: str
+    tap_layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, drafter_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FeatureChunk(_message.Message):
+    __slots__ = ("session_id", "start", "projected", "values")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    PROJECTED_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    start: int
+    projected: bool
+    values: _tensor_pb2.Tensor
+    def __init__(self, session_id: _Optional[str] = ..., start: _Optional[int] = ..., projected: _Optional[bool] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session_id",)

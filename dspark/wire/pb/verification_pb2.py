@@ -26,7 +26,7 @@ from dspark.wire.pb import session_pb2 as dspark_dot_v1_dot_session__pb2
 from dspark.wire.pb import tensor_pb2 as dspark_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64spark/v1/verification.proto\x12\tdspark.v1\x1a\x17\x64spark/v1/session.proto\x1a\x16\x64spark/v1/tensor.proto\"\xe7\x01\n\x13VerificationRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.dspark.v1.HelloH\x00\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x16.dspark.v1.SessionOpenH\x00\x12(\n\x06verify\x18\x03 \x01(\x0b\x32\x16.dspark.v1.VerifyBatchH\x00\x12(\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x17.dspark.v1.SessionCloseH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x99\x01\n\x14VerificationResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.dspark.v1.WelcomeH\x00\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x15.dspark.v1.StepReportH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"9\n\x0bVerifyBatch\x12*\n\x08requests\x18\x01 \x03(\x0b\x32\x18.dspark.v1.VerifyRequest\"f\n\rVerifyRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\x05\x12\x1d\n\x04tree\x18\x04 \x01(\x0b\x32\x0f.dspark.v1.Tree\"\xbb\x01\n\nStepReport\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.dspark.v1.VerifyResult\x12+\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x19.dspark.v1.SessionFailure\x12\x11\n\tverify_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x05\x12\x16\n\x0e\x66ree_kv_blocks\x18\x05 \x01(\x05\x12\x17\n\x0ftotal_kv_blocks\x18\x06 \x01(\x05\"\xbe\x01\n\x0cVerifyResult\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\x05\x12#\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12$\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12+\n\x10\x63ontext_features\x18\x06 \x01(\x0b\x32\x11.dspark.v1.Tensor2^\n\x0cVerification\x12N\n\x07\x43onnect\x12\x1e.dspark.v1.VerificationRequest\x1a\x1f.dspark.v1.VerificationResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64spark/v1/verification.proto\x12\tdspark.v1\x1a\x17\x64spark/v1/session.proto\x1a\x16\x64spark/v1/tensor.proto\"\xe7\x01\n\x13VerificationRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.dspark.v1.HelloH\x00\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x16.dspark.v1.SessionOpenH\x00\x12(\n\x06verify\x18\x03 \x01(\x0b\x32\x16.dspark.v1.VerifyBatchH\x00\x12(\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x17.dspark.v1.SessionCloseH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x99\x01\n\x14VerificationResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.dspark.v1.WelcomeH\x00\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x15.dspark.v1.StepReportH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"9\n\x0bVerifyBatch\x12*\n\x08requests\x18\x01 \x03(\x0b\x32\x18.dspark.v1.VerifyRequest\"\x94\x01\n\rVerifyRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\x05\x12\x1d\n\x04tree\x18\x04 \x01(\x0b\x32\x0f.dspark.v1.Tree\x12\x1a\n\rfeatures_from\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_features_from\"\xf7\x01\n\nStepReport\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.dspark.v1.VerifyResult\x12+\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x19.dspark.v1.SessionFailure\x12\x11\n\tverify_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x05\x12\x16\n\x0e\x66ree_kv_blocks\x18\x05 \x01(\x05\x12\x17\n\x0ftotal_kv_blocks\x18\x06 \x01(\x05\x12)\n\x08\x66\x65\x61tures\x18\x07 \x03(\x0b\x32\x17.dspark.v1.FeatureChunk\x12\x0f\n\x07partial\x18\x08 \x01(\x08\"\x97\x01\n\x0cVerifyResult\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\x05\x12#\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12$\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x11.dspark.v1.TensorJ\x04\x08\x06\x10\x07\x32^\n\x0cVerification\x12N\n\x07\x43onnect\x12\x1e.dspark.v1.VerificationRequest\x1a\x1f.dspark.v1.VerificationResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFICATIONRESPONSE']._serialized_end=480
   _globals['_VERIFYBATCH']._serialized_start=482
   _globals['_VERIFYBATCH']._serialized_end=539
-  _globals['_VERIFYREQUEST']._serialized_start=541
-  _globals['_VERIFYREQUEST']._serialized_end=643
-  _globals['_STEPREPORT']._serialized_start=646
-  _globals['_STEPREPORT']._serialized_end=833
-  _globals['_VERIFYRESULT']._serialized_start=836
-  _globals['_VERIFYRESULT']._serialized_end=1026
-  _globals['_VERIFICATION']._serialized_start=1028
-  _globals['_VERIFICATION']._serialized_end=1122
+  _globals['_VERIFYREQUEST']._serialized_start=542
+  _globals['_VERIFYREQUEST']._serialized_end=690
+  _globals['_STEPREPORT']._serialized_start=693
+  _globals['_STEPREPORT']._serialized_end=940
+  _globals['_VERIFYRESULT']._serialized_start=943
+  _globals['_VERIFYRESULT']._serialized_end=1094
+  _globals['_VERIFICATION']._serialized_start=1096
+  _globals['_VERIFICATION']._serialized_end=1190
 # @@protoc_insertion_point(module_scope)

@@ -39,45 +39,49 @@ class VerifyBatch(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[VerifyRequest, _Mapping]]] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("session_id", "round", "base_length", "tree")
+    __slots__ = ("session_id", "round", "base_length", "tree", "features_from")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TREE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FROM_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     round: int
     base_length: int
     tree: _session_pb2.Tree
-    def __init__(self, session_id: _Optional[str] = ..., round: _Optional[int] = ..., base_length: _Optional[int] = ..., tree: _Optional[_Union[_session_pb2.Tree, _Mapping]] = ...) -> None: ...
+    features_from: int
+    def __init__(self, session_id: _Optional[str] = ..., round: _Optional[int] = ..., base_length: _Optional[int] = ..., tree: _Optional[_Union[_session_pb2.Tree, _Mapping]] = ..., features_from: _Optional[int] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("results", "failures", "verify_ms", "batch_rows", "free_kv_blocks", "total_kv_blocks")
+    __slots__ = ("results", "failures", "verify_ms", "batch_rows", "free_kv_blocks", "total_kv_blocks", "features", "partial")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     FREE_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[VerifyResult]
     failures: _containers.RepeatedCompositeFieldContainer[_session_pb2.SessionFailure]
     verify_ms: float
     batch_rows: int
     free_kv_blocks: int
     total_kv_blocks: int
-    def __init__(self, results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[_session_pb2.SessionFailure, _Mapping]]] = ..., verify_ms: _Optional[float] = ..., batch_rows: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ...) -> None: ...
+    features: _containers.RepeatedCompositeFieldContainer[_session_pb2.FeatureChunk]
+    partial: bool
+    def __init__(self, results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[_session_pb2.SessionFailure, _Mapping]]] = ..., verify_ms: _Optional[float] = ..., batch_rows: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ..., features: _Optional[_Iterable[_Union[_session_pb2.FeatureChunk, _Mapping]]] = ..., partial: _Optional[bool] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("session_id", "round", "base_length", "accepted", "token_ids", "context_features")
+    __slots__ = ("session_id", "round", "base_length", "accepted", "token_ids")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    CONTEXT_FEATURES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     round: int
     base_length: int
     accepted: _tensor_pb2.Tensor
     token_ids: _tensor_pb2.Tensor
-    context_features: _tensor_pb2.Tensor
-    def __init__(self, session_id: _Optional[str] = ..., round: _Optional[int] = ..., base_length: _Optional[int] = ..., accepted: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., context_features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., round: _Optional[int] = ..., base_length: _Optional[int] = ..., accepted: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...

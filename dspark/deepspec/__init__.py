@@ -1,0 +1,1 @@
+"""DeepSpec: train, calibrate, judge and exchange draft models."""

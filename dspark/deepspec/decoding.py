@@ -1,0 +1,135 @@
+"""Real decoding for evaluation: the Engine with one drafter over a set of prompts, and a trace of every round. No teacher forcing:
+what is measured went through the same loop, planner, sampler and noise as in the service.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, TargetConfig
+from dspark.deepspec.traces import DecodingTrace, TraceRecorder
+from dspark.drafting.batch import UNKNOWN, Chain
+from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
+from dspark.engine import Engine
+from dspark.local import LocalBackend
+from dspark.messages import StepReport
+from dspark.ports import Drafter
+from dspark.routing.observer import SilentObserver
+from dspark.runtime.loading import load_tokenizer, resolve_folder
+from dspark.serving.text_codec import TextCodec
+from dspark.session import Session, TokenChunk
+from dspark.types import SessionId
+from dspark.verifying.target_model import LoadedTarget, load_target
+
+Place = tuple[SessionId, int]
+"""A session and the committed length that a round was built on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingPlan:
+    """What is decoded, and how."""
+
+    max_tokens: int = 128
+    depth: int = 7
+    concurrency: int = 8
+    """Prompts in flight together."""
+    seed: int = 20261125
+    """Of the sampling noise; every prompt and drafter gets the same."""
+
+
+class TraceCollector(SilentObserver):
+    """Puts together what drafter, target and loop tell of each round."""
+
+    def __init__(self) -> None:
+        self.recorder = TraceRecorder()
+        self._numbers: dict[SessionId, int] = {}
+        self._chains: dict[Place, Chain] = {}
+        self._verdicts: dict[Place, int] = {}
+
+    def on_chain(self, session_id: SessionId, base_length: int, chain: Chain) -> None:
+        """A drafting.batch.Listener; called on the drafter's thread, before its answer is on its way."""
+        self._chains[session_id, base_length] = chain
+
+    def session_started(self, session: Session) -> None:
+        """See Observer."""
+        self._numbers[session.session_id] = len(self._numbers)
+
+    def step_done(self, report: StepReport) -> None:
+        """See Observer."""
+        for result in report.results:
+            self._verdicts[result.session_id, result.base_length] = len(result.accepted)
+
+    def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
+        """See Observer. The target's own verdict counts: the end of a session cuts its last round."""
+        place = (session.session_id, session.base_length - len(chunk.token_ids))
+        chain = self._chains.pop(place, None)
+        if chain is None or len(chain) != chunk.num_drafted:  # a drafter that tells nothing, or a draft that came too late
+            unknown = [UNKNOWN] * chunk.num_drafted
+            chain = Chain([0] * chunk.num_drafted, unknown, unknown, unknown, unknown)
+        accepted = self._verdicts.pop(place, chunk.num_accepted)
+        self.recorder.add(
+            self._numbers[session.session_id],
+            session.sampling.temperature,
+            accepted,
+            chain.scores,
+            chain.confidence_logits,
+            chain.gaps,
+            chain.log_draft_probs,
+            chunk.num_selected,
+        )
+
+
+class Decoder:
+    """One target in memory, and any number of drafters tried on it."""
+
+    def __init__(self, target: TargetConfig) -> None:
+        self._config = target
+        self._target: LoadedTarget = load_target(target)
+        self.codec = TextCodec(load_tokenizer(resolve_folder(target)))
+
+    def trace(
+        self,
+        drafter: DrafterConfig,
+        prompts: Sequence[Sequence[int]],
+        temperature: float,
+        plan: DecodingPlan,
+        done: Callable[[], None] = lambda: None,
+    ) -> tuple[DecodingTrace, float]:
+        """Decode all prompts; the trace, and how many seconds it took. `done` is called after each prompt."""
+        collector = TraceCollector()
+        config = EngineConfig(
+            target=self._config,
+            drafter=drafter.model_copy(update={"max_depth": plan.depth, "max_nodes": plan.depth}),
+            limits=LimitsConfig(draft_timeout_s=60.0),  # a machine at work on something else must not count as bad drafts
+        )
+        backend = LocalBackend(self._target.with_own_cache((drafter,)), {"default": self._drafter(config.drafter, collector)})
+        engine = Engine(backend, self.codec, config, collector)
+        started = time.perf_counter()
+        asyncio.run(_decode(engine, prompts, temperature, plan, done))
+        return collector.recorder.trace(), time.perf_counter() - started
+
+    def _drafter(self, config: DrafterConfig, collector: TraceCollector) -> LoadedDrafter | Drafter:
+        if config.kind == "lookup":
+            return lookup_drafter(config)
+        loaded = load_drafter(config, self._config)
+        loaded.drafter.listener = collector.on_chain
+        return loaded
+
+
+async def _decode(
+    engine: Engine, prompts: Sequence[Sequence[int]], temperature: float, plan: DecodingPlan, done: Callable[[], None]
+) -> None:
+    places = asyncio.Semaphore(plan.concurrency)
+
+    async def one(prompt: Sequence[int]) -> None:
+        async with places:
+            (request,) = engine.requests(
+                [prompt], max_tokens=plan.max_tokens, temperature=temperature, seed=plan.seed, ignore_eos=True
+            )
+            await engine.complete(request)
+            done()
+
+    async with engine, asyncio.TaskGroup() as tasks:
+        for prompt in prompts:
+            tasks.create_task(one(prompt))

@@ -1,0 +1,132 @@
+"""`deepspec evaluate` and `deepspec calibrate` without their command lines: which drafters, prompt sets and temperatures are decoded, and
+what is made of the traces.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dspark.bench.prompts import load_prompts
+from dspark.config import DrafterConfig
+from dspark.deepspec.decoding import Decoder, DecodingPlan
+from dspark.deepspec.fitting import FitOptions, FitResult, fit_temperatures, write_calibration
+from dspark.deepspec.results import EvaluationResult, Report, SweepRow, evaluation_result, sweep_row
+from dspark.deepspec.traces import DecodingTrace
+
+PromptSets = Mapping[str, Sequence[Sequence[int]]]
+"""Name -> prompts as token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What a report covers."""
+
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    thresholds: tuple[float, ...] = ()
+    """Of the confidence head, swept on the first prompt set; empty leaves the sweep out."""
+    decoding: DecodingPlan = field(default_factory=DecodingPlan)
+
+
+def read_prompt_sets(decoder: Decoder, paths: Sequence[Path], count: int) -> dict[str, list[list[int]]]:
+    """The first `count` prompts of each JSONL file, or of the shipped held-out prompts where no file is given."""
+    sets = {path.stem: load_prompts(path, count) for path in paths} or {"held-out": load_prompts(None, count)}
+    return {name: [decoder.codec.encode(text) for text in texts] for name, texts in sets.items()}
+
+
+def evaluate(decoder: Decoder, drafters: Mapping[str, DrafterConfig], prompt_sets: PromptSets, plan: EvaluationPlan) -> Report:
+    """Decode everything; interleaved so that every drafter meets every prompt set early."""
+    steps = [(s, t, d) for s in prompt_sets for t in plan.temperatures for d in drafters]
+    results: list[EvaluationResult] = []
+    with _bars() as bars:
+        for prompt_set, temperature, name in steps:
+            prompts = prompt_sets[prompt_set]
+            task = bars.add_task(f"{name}, {prompt_set}, temperature {temperature:g}", total=len(prompts))
+            trace, seconds = decoder.trace(drafters[name], prompts, temperature, plan.decoding, partial(bars.advance, task))
+            sweep: tuple[SweepRow, ...] = ()
+            if plan.thresholds and prompt_set == next(iter(prompt_sets)) and trace.has_confidence:
+                sweep = _sweep(decoder, drafters[name], prompts, temperature, plan, bars)
+            results.append(
+                evaluation_result(
+                    trace,
+                    drafter=name,
+                    prompt_set=prompt_set,
+                    temperature=temperature,
+                    depth=plan.decoding.depth,
+                    max_tokens=plan.decoding.max_tokens,
+                    seconds=seconds,
+                    sweep=sweep,
+                )
+            )
+    return Report("Drafters compared", tuple(results), facts(plan.decoding))
+
+
+def collect(
+    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
+) -> DecodingTrace:
+    """Traces of one drafter at several temperatures, for fitting. The same prompt is the same session at each of them."""
+    traces = []
+    with _bars() as bars:
+        for temperature in temperatures:
+            task = bars.add_task(f"decoding at temperature {temperature:g}", total=len(prompts))
+            traces.append(decoder.trace(drafter, prompts, temperature, plan, partial(bars.advance, task))[0])
+    return DecodingTrace.concatenate(traces)
+
+
+def calibrate(folder: Path, trace: DecodingTrace, options: FitOptions | None = None) -> FitResult:
+    """Fit Sequential Temperature Scaling to half of the sessions of a trace, store it with the checkpoint, judge it on the other half."""
+    fit = fit_temperatures(trace, options)
+    write_calibration(folder, fit.calibration)
+    return fit
+
+
+def calibration_report(name: str, trace: DecodingTrace, fit: FitResult, plan: DecodingPlan) -> Report:
+    """One result per sampling temperature, with the fit's positions before and after."""
+    results = []
+    for temperature in trace.temperatures:
+        rows = tuple(row for row in fit.positions if row.sampling_temperature == temperature)
+        results.append(
+            evaluation_result(
+                trace.at_temperature(temperature),
+                drafter=name,
+                prompt_set="calibration",
+                temperature=temperature,
+                depth=plan.depth,
+                max_tokens=plan.max_tokens,
+                seconds=0.0,
+                calibration=rows,
+            )
+        )
+    return Report(f"Calibration of {name}", tuple(results), facts(plan))
+
+
+def facts(plan: DecodingPlan) -> dict[str, str]:
+    """What a reader needs to judge the numbers."""
+    return {
+        "decoding": f"the Engine, chains of up to {plan.depth}, {plan.max_tokens} tokens per prompt, end of text ignored, "
+        f"seed {plan.seed}, {plan.concurrency} prompts in flight",
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} torch thread(s)",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def _sweep(
+    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperature: float, plan: EvaluationPlan, bars: Progress
+) -> tuple[SweepRow, ...]:
+    """The same prompts once more for each threshold: a cut changes the rounds after it, so it cannot be computed from one trace."""
+    rows = []
+    task = bars.add_task(f"thresholds at temperature {temperature:g}", total=len(plan.thresholds))
+    for threshold in plan.thresholds:
+        cut = drafter.model_copy(update={"min_survival": threshold})
+        rows.append(sweep_row(threshold, decoder.trace(cut, prompts, temperature, plan.decoding)[0]))
+        bars.advance(task)
+    return tuple(rows)
+
+
+def _bars() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

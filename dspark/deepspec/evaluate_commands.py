@@ -1,0 +1,117 @@
+"""`deepspec evaluate`, `deepspec calibrate` and `deepspec probe`: the command lines of evaluate.py and probing.py. Mounted by cli.py."""
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+
+from dspark.config import DrafterConfig, TargetConfig
+from dspark.errors import ConfigError
+
+Target = Annotated[str, typer.Option(help="Folder, hub name or demo:target.")]
+Prompts = Annotated[list[Path] | None, typer.Option("--prompts", help="JSONL of prompts; default: the shipped held-out ones.")]
+Count = Annotated[int, typer.Option(min=1, help="Prompts of each file.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens per prompt.")]
+Depth = Annotated[int, typer.Option(min=1, max=64, help="Draft positions per round.")]
+Threads = Annotated[int, typer.Option(min=1, help="Torch threads.")]
+Device = Annotated[str, typer.Option(help="Of target and drafter: cpu, cuda, ...")]
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    drafters: Annotated[list[str], typer.Argument(help="NAME=KIND:CHECKPOINT, KIND one of block, eagle, language_model; or NAME=lookup.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and the pictures.")] = Path("build/evaluation"),
+    target: Target = "demo:target",
+    prompts: Prompts = None,
+    count: Count = 64,
+    temperatures: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1",
+    max_tokens: Tokens = 128,
+    depth: Depth = 7,
+    thresholds: Annotated[str, typer.Option(help="Confidence thresholds to sweep, comma-separated; empty: none.")] = "",
+    threads: Threads = 1,
+    device: Device = "cpu",
+) -> None:
+    """tau and acceptance by position of drafters, by real decoding; a report as HTML, PNG and JSON."""
+    from dspark.deepspec.cards import comparison_markdown  # torch takes seconds to import; --help should not
+    from dspark.deepspec.decoding import Decoder, DecodingPlan
+    from dspark.deepspec.evaluate import EvaluationPlan, read_prompt_sets
+    from dspark.deepspec.evaluate import evaluate as run
+    from dspark.deepspec.report import write_report
+
+    configs = dict(drafter_argument(text, device) for text in drafters)
+    plan = EvaluationPlan(numbers(temperatures), numbers(thresholds), DecodingPlan(max_tokens=max_tokens, depth=depth))
+    decoder = Decoder(TargetConfig(model=target, num_threads=threads, device=device))
+    report = run(decoder, configs, read_prompt_sets(decoder, prompts or [], count), plan)
+    write_report(out, report)
+    console.print(comparison_markdown(report.results), markup=False)
+    console.print(f"\n{out / 'report.html'}", markup=False)
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a block drafter; calibration.json is written into it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report and the decoding traces.")] = Path("build/calibration"),
+    target: Target = "demo:target",
+    prompts: Prompts = None,
+    count: Count = 64,
+    temperatures: Annotated[str, typer.Option(help="Sampling temperatures to fit for, comma-separated.")] = "0,0.7,1",
+    max_tokens: Tokens = 128,
+    depth: Depth = 7,
+    threads: Threads = 1,
+    device: Device = "cpu",
+) -> None:
+    """Fit the confidence head's temperatures to decoding traces, position by position; judged on prompts that the fit did not see."""
+    from dspark.deepspec.decoding import Decoder, DecodingPlan
+    from dspark.deepspec.evaluate import calibrate as fit
+    from dspark.deepspec.evaluate import calibration_report, collect, read_prompt_sets
+    from dspark.deepspec.report import write_report
+    from dspark.deepspec.traces import append_shard
+
+    drafter = DrafterConfig(kind="block", model=str(checkpoint), device=device)
+    plan = DecodingPlan(max_tokens=max_tokens, depth=depth)
+    decoder = Decoder(TargetConfig(model=target, num_threads=threads, device=device))
+    texts = [prompt for chosen in read_prompt_sets(decoder, prompts or [], count).values() for prompt in chosen]
+    trace = collect(decoder, drafter, texts, numbers(temperatures), plan)
+    append_shard(out / "traces", trace)
+    result = fit(checkpoint, trace)
+    report = calibration_report(checkpoint.name, trace, result, plan)
+    write_report(out, report)
+    for note in result.notes:
+        console.print(note, markup=False)
+    console.print(f"{checkpoint / 'calibration.json'}\n{out / 'report.html'}", markup=False)
+
+
+def probe(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a block drafter.")],
+    inputs: Annotated[Path, typer.Option(help="safetensors with caseN.taps and caseN.anchor_id.")],
+    out: Annotated[Path, typer.Option(help="safetensors to write.")],
+    target: Annotated[str | None, typer.Option(help="Whose embedding and LM head are used where the checkpoint has none.")] = None,
+) -> None:
+    """Run a drafter once on given features, for comparison with another implementation."""
+    from dspark.config import ModelSource
+    from dspark.deepspec.probing import load_block_model
+    from dspark.deepspec.probing import probe as run
+    from dspark.runtime.hub import resolve_folder
+
+    own = None if target is None else resolve_folder(ModelSource(model=target))
+    count = run(load_block_model(checkpoint, own), inputs, out)
+    console.print(f"{count} case(s) written to {out}", markup=False)
+
+
+def drafter_argument(text: str, device: str) -> tuple[str, DrafterConfig]:
+    """`code=block:build/code` as name and configuration. Raises ConfigError."""
+    name, equals, rest = text.partition("=")
+    kind, _, model = rest.partition(":")
+    kinds = [k for k in get_args(DrafterConfig.model_fields["kind"].annotation) if k != "none"]
+    if not (name and equals) or kind not in kinds or (kind != "lookup" and not model):
+        raise ConfigError(f"{text!r}: write it as NAME=KIND:CHECKPOINT, KIND one of {', '.join(kinds)}", "drafters")
+    return name, DrafterConfig.model_validate({"kind": kind, "device": device} | ({"model": model} if model else {}))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Comma-separated numbers. Raises ConfigError."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{text!r}: numbers separated by commas are wanted") from None

@@ -1,0 +1,149 @@
+"""A bounded cache of target features on disk: what fits its limit is computed once, the rest every time.
+
+One slot per position of a sample, keyed by the sample's tokens. Kept as bfloat16, or as 8-bit floats with a scale per position.
+The cache can be removed at any time; a run gives other last digits with it than without, so a resumed run should keep its choice.
+
+Symbols: B samples, S positions, w numbers per position (m taps and the final hidden state side by side).
+"""
+
+import hashlib
+import json
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dspark.deepspec.features import FeatureSource, TargetView
+from dspark.errors import ConfigError
+
+DATA, INDEX = "features.bin", "index.jsonl"
+DTYPES = ("bfloat16", "float8")
+FP8_MAX = 448.0
+"""Largest number of the 8-bit format (e4m3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """Where the cache is, and how large it may become."""
+
+    folder: Path
+    limit_bytes: int
+    dtype: str = "bfloat16"
+    """One of DTYPES."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one sample's features lie in the data file."""
+
+    start: int
+    num_bytes: int
+    positions: int  # S
+    tap_width: int
+    """The first so many of the w numbers are taps."""
+
+
+class CachedFeatures:
+    """Implements FeatureSource before another one. Not shared by processes: each worker needs a folder of its own."""
+
+    def __init__(self, online: FeatureSource, identity: str, options: CacheOptions) -> None:
+        """Take up what an earlier run left. `identity` names target and taps: features of others are never taken for these.
+
+        Raises ConfigError if the folder cannot be used.
+        """
+        self._online = online
+        self._identity = identity.encode()
+        self._options = options
+        self._places: dict[str, _Place] = {}
+        self._used_bytes = 0
+        self._full = False
+        try:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            self._data = (options.folder / DATA).open("a+b")
+            self._index = (options.folder / INDEX).open("a+")
+        except OSError as error:
+            raise ConfigError(f"{options.folder}: no feature cache can be kept there ({error})", "cache") from error
+        self._read_index()
+
+    @property
+    def used_bytes(self) -> int:
+        """On disk; at most the limit."""
+        return self._used_bytes
+
+    def view(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> TargetView:
+        """See FeatureSource. A batch is read from disk only if all of it is there."""
+        ids = token_ids.cpu().numpy()
+        keys = [self._key(row[:length]) for row, length in zip(ids, lengths.tolist(), strict=True)]
+        if all(key in self._places for key in keys):
+            return self._stored(keys, token_ids)
+        view = self._online.view(token_ids, lengths)
+        for row, (key, length) in enumerate(zip(keys, lengths.tolist(), strict=True)):
+            if key not in self._places:
+                self._keep(key, torch.cat((view.taps[row, :length], view.hidden[row, :length]), -1), view.taps.shape[-1])
+        return view
+
+    def _key(self, ids: NDArray[np.int64]) -> str:
+        return hashlib.blake2b(self._identity + np.ascontiguousarray(ids).tobytes(), digest_size=16).hexdigest()
+
+    def _keep(self, key: str, values: torch.Tensor, tap_width: int) -> None:
+        encoded = self._encode(values)
+        if self._full or self._used_bytes + len(encoded) > self._options.limit_bytes:
+            return
+        try:
+            self._data.write(encoded)
+            self._data.flush()
+            place = _Place(self._used_bytes, len(encoded), len(values), tap_width)
+            self._index.write(json.dumps({"key": key, "dtype": self._options.dtype, "place": astuple(place)}) + "\n")
+            self._index.flush()
+        except OSError:
+            self._full = True  # the disk is smaller than the limit: go on without adding
+            return
+        self._places[key] = place
+        self._used_bytes += len(encoded)
+
+    def _stored(self, keys: list[str], like: torch.Tensor) -> TargetView:
+        rows = [self._decode(self._places[key]) for key in keys]
+        tap_width = self._places[keys[0]].tap_width
+        values = torch.zeros((*like.shape, rows[0].shape[-1]), dtype=torch.float32)
+        for row, stored in enumerate(rows):
+            values[row, : len(stored)] = stored
+        values = values.to(like.device)
+        return TargetView(values[..., :tap_width], values[..., tap_width:])
+
+    def _encode(self, values: torch.Tensor) -> bytes:
+        """[S, w] as bytes: bfloat16, or one float32 scale and w 8-bit floats per position."""
+        values = values.detach().cpu().float()
+        if self._options.dtype == "bfloat16":
+            return values.to(torch.bfloat16).view(torch.uint16).numpy().tobytes()
+        scales = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_MAX
+        packed = (values / scales).to(torch.float8_e4m3fn).view(torch.uint8)
+        return torch.cat((scales.view(torch.uint8), packed), dim=-1).numpy().tobytes()
+
+    def _decode(self, place: _Place) -> torch.Tensor:
+        """[S, w] float32."""
+        self._data.seek(place.start)
+        raw = bytearray(self._data.read(place.num_bytes))
+        if self._options.dtype == "bfloat16":
+            return torch.frombuffer(raw, dtype=torch.bfloat16).view(place.positions, -1).float()
+        rows = torch.frombuffer(raw, dtype=torch.uint8).view(place.positions, -1)
+        return rows[:, 4:].contiguous().view(torch.float8_e4m3fn).float() * rows[:, :4].contiguous().view(torch.float32)
+
+    def _read_index(self) -> None:
+        """Entries whose bytes are all there; a kill may have cut the last one off."""
+        self._index.seek(0)
+        size = (self._options.folder / DATA).stat().st_size
+        for line in self._index:
+            try:
+                entry = json.loads(line)
+                place = _Place(*entry["place"])
+            except (ValueError, KeyError, TypeError):
+                break
+            if entry["dtype"] != self._options.dtype:
+                raise ConfigError(f"{self._options.folder}: the cache there holds {entry['dtype']}", "cache")
+            if place.start + place.num_bytes > size:
+                break
+            self._places[entry["key"]] = place
+            self._used_bytes = place.start + place.num_bytes
+        self._data.truncate(self._used_bytes)

@@ -1,0 +1,58 @@
+"""What a trained drafter takes from its target: token embedding and LM head. Stored once, with the target.
+
+Symbols: V target vocabulary, Vd draft vocabulary, d hidden size.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from dspark.errors import ModelLoadError
+from dspark.runtime.checkpoint import CONFIG, INDEX, SINGLE_FILE, check_folder, read_json
+
+EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight")
+HEAD_NAMES = ("lm_head.weight",)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWeights:
+    """Frozen; in the precision that the drafter computes in."""
+
+    embedding: torch.Tensor  # [V, d]
+    lm_head: torch.Tensor  # [Vd, d]
+
+    @staticmethod
+    def from_folder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> "SharedWeights":
+        """Read just these two from a target's folder. Raises ModelLoadError where they are not found under their usual names."""
+        check_folder(folder)
+        embedding = _find(folder, EMBEDDING_NAMES)
+        if embedding is None:
+            raise ModelLoadError(f"{folder}: holds no token embedding named {' or '.join(EMBEDDING_NAMES)}")
+        head = None if read_json(folder / CONFIG).get("tie_word_embeddings", False) else _find(folder, HEAD_NAMES)
+        embedding = embedding.to(device, dtype)
+        return SharedWeights(embedding, embedding if head is None else head.to(device, dtype))
+
+    def replaced_by(self, tensors: Mapping[str, torch.Tensor]) -> "SharedWeights":
+        """With those that a drafter's checkpoint brings itself: a reduced vocabulary has an LM head of its own."""
+        return SharedWeights(
+            tensors.get("embed_tokens.weight", self.embedding).to(self.embedding),
+            tensors.get("lm_head.weight", self.lm_head).to(self.lm_head),
+        )
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> torch.Tensor | None:
+    """The first tensor of one of these names, from the single file or through the index."""
+    places = dict.fromkeys(names, SINGLE_FILE)
+    if not (folder / SINGLE_FILE).exists():
+        weight_map = json.loads((folder / INDEX).read_text()).get("weight_map", {})
+        places = {name: weight_map[name] for name in names if name in weight_map}
+    for name, file in places.items():
+        with safe_open(folder / file, framework="pt") as handle:
+            if name in handle.keys():  # noqa: SIM118
+                tensor: torch.Tensor = handle.get_tensor(name)
+                return tensor
+    return None

@@ -1,0 +1,70 @@
+"""The drafters of one router: who a session gets, once, at its start, and what became of it.
+
+A name without a pool, or a drafter of depth 0, is plain decoding; nothing in this file raises because of a drafter.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dspark.config import DrafterConfig, LimitsConfig
+from dspark.ports import DrafterPool
+from dspark.routing.choice import DrafterChooser
+from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
+from dspark.routing.observer import NamedDrafter, Observer
+from dspark.session import Session, TokenChunk
+
+_SEED = 0
+"""Of the choice between drafters. It shows in no output, and a repeated run is to choose alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    config: DrafterConfig
+    pool: DrafterPool
+    observer: NamedDrafter
+    lanes: DraftLanes
+
+
+class DrafterFleet:
+    """All drafters of a loop, by name. Lives on the loop's event loop."""
+
+    def __init__(
+        self, pools: Mapping[str, DrafterPool], configs: Mapping[str, DrafterConfig], limits: LimitsConfig, observer: Observer
+    ) -> None:
+        self._limits = limits
+        self._members = {
+            name: self._member(pools[name], config, NamedDrafter(name, observer))
+            for name, config in configs.items()
+            if name in pools and config.max_depth > 0
+        }
+        self._chooser = DrafterChooser(self._members, random.Random(_SEED)) if self._members else None
+
+    def assign(self, session: Session, wanted: str | None) -> None:
+        """Say who drafts for a new session: the one that its request names, else the one that does best."""
+        if wanted is not None:
+            session.drafter = wanted if wanted in self._members else None
+        elif self._chooser is not None:
+            session.drafter = self._chooser.choose(greedy=session.sampling.temperature == 0)
+            session.drafter_was_chosen = True
+
+    def drafts(self, session: Session, vocab_size: int) -> DraftSource:
+        """The session's drafts, from the drafter that was assigned to it."""
+        if session.drafter is None:
+            return NoDrafts()
+        member = self._members[session.drafter]
+        return LeasedDrafts(session, member.pool, member.lanes, member.config, self._limits, member.observer, vocab_size)
+
+    def learn(self, session: Session, chunk: TokenChunk) -> None:
+        """A round is done. Only those of sessions without a wish are compared (see DrafterChooser.record)."""
+        if self._chooser is not None and session.drafter is not None and session.drafter_was_chosen:
+            greedy = session.sampling.temperature == 0
+            self._chooser.record(session.drafter, greedy=greedy, committed=len(chunk.token_ids))
+
+    async def stop(self) -> None:
+        """End all lanes."""
+        for member in self._members.values():
+            await member.lanes.stop()
+
+    def _member(self, pool: DrafterPool, config: DrafterConfig, observer: NamedDrafter) -> _Member:
+        return _Member(config, pool, observer, DraftLanes(observer))

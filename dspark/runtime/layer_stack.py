@@ -1,0 +1,104 @@
+"""Decoder layers of a model family taken out of their model: what trained drafters are built from.
+
+The layers are transformers' own, so norms, rotary embedding, activation and scaling are the family's (Qwen, Llama, Mistral, Gemma, ...)
+as the configuration says. What this file adds is a loop over them, and keys and values made from a context vector instead of a
+hidden state (paper, "Semi-autoregressive drafter": K = [W_K H_ctx; W_K H_block]).
+
+Symbols: B batch, R rows, d hidden size, H_kv key/value heads, D head size.
+"""
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from dspark.errors import UnsupportedModel
+
+Rotations = dict[str | None, tuple[torch.Tensor, torch.Tensor]]
+"""(cos, sin), each [B, R, D], by layer type; None where all layers rotate alike."""
+
+
+def layers_config(layers: dict[str, Any], attention: str) -> PreTrainedConfig:
+    """The configuration object of `DraftSpec.layers`. Raises UnsupportedModel for a model type that transformers does not know."""
+    values = {key: value for key, value in layers.items() if key not in ("model_type", "vocab_size", "pad_token_id")}
+    try:
+        # The embedding is the target's: a table of one row keeps its place until then.
+        config: PreTrainedConfig = AutoConfig.for_model(layers["model_type"], **values, vocab_size=1, pad_token_id=None)
+    except Exception as error:  # each family's own configuration class raises what it likes
+        raise UnsupportedModel(f"no draft layers of type {layers.get('model_type')!r} can be built ({error})") from error
+    config._attn_implementation = attention
+    return config
+
+
+class LayerStack:
+    """The parts of a family's base model, and one way through them. Not a module: its parts belong to whoever holds them."""
+
+    def __init__(self, layers: dict[str, Any], attention: str) -> None:
+        """New layers at random. `attention` is the name of a registered attention function. Raises UnsupportedModel."""
+        self.config = layers_config(layers, attention)
+        build: Any = AutoModel
+        model = build.from_config(self.config)
+        missing = [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(model, part)]
+        if missing:
+            raise UnsupportedModel(f"{self.config.model_type}: its base model has no {', '.join(missing)}")
+        self.embed_tokens: nn.Embedding = model.embed_tokens
+        self.layers: nn.ModuleList = model.layers
+        self.norm: nn.Module = model.norm
+        self.rotary: nn.Module = model.rotary_emb
+        self.layer_types: list[str | None] = [None] * len(self.layers)
+        if "layer_type" in inspect.signature(self.rotary.forward).parameters:
+            self.layer_types = list(self.config.layer_types)
+        for layer in self.layers:
+            _check_attention(layer.self_attn, self.config.model_type)
+
+    def rotations(self, like: torch.Tensor, positions: torch.Tensor) -> Rotations:
+        """Of `positions` [B, R], in the dtype of `like`."""
+        kinds = dict.fromkeys(self.layer_types)
+        return {kind: self.rotary(like, positions, *([kind] if kind else [])) for kind in kinds}
+
+    def run(self, hidden: torch.Tensor, positions: torch.Tensor, **attention_arguments: Any) -> torch.Tensor:
+        """[B, R, d] after all layers and the final norm, from embeddings [B, R, d]; the arguments reach the attention function."""
+        rotations = self.rotations(hidden, positions)
+        for kind, layer in zip(self.layer_types, self.layers, strict=True):
+            output = layer(
+                hidden, attention_mask=None, position_ids=positions, position_embeddings=rotations[kind], **attention_arguments
+            )
+            hidden = output[0] if isinstance(output, tuple) else output
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
+
+    def context_keys_values(
+        self, layer: int, context: torch.Tensor, rotations: Rotations
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values [B, H_kv, R, D] of one layer for context vectors [B, R, d] at the rotations' positions."""
+        attention: Any = self.layers[layer].self_attn
+        shape = (*context.shape[:-1], -1, attention.head_dim)
+        keys, values = attention.k_proj(context).view(shape), attention.v_proj(context).view(shape)
+        if hasattr(attention, "k_norm"):
+            keys = attention.k_norm(keys)
+        keys = keys.transpose(1, 2)
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
+        _, rotated = rotate(keys, keys, *rotations[self.layer_types[layer]])
+        return rotated, values.transpose(1, 2)
+
+
+def family_norm(layers: dict[str, Any]) -> nn.Module:
+    """A norm over d of the family's own kind, as new."""
+    with torch.device("meta"):
+        stack = LayerStack(layers | {"num_hidden_layers": 1, "layer_types": None}, "eager")
+    norm: Any = type(stack.norm)
+    made: nn.Module = norm(stack.config.hidden_size, eps=stack.config.rms_norm_eps)
+    return made
+
+
+def _check_attention(attention: Any, model_type: str) -> None:
+    """Only what `context_keys_values` repeats: separate projections, a norm on keys at most, one rotary function."""
+    missing = [name for name in ("k_proj", "v_proj", "head_dim") if not hasattr(attention, name)]
+    if missing or hasattr(attention, "v_norm"):
+        reason = f"no {', '.join(missing)}" if missing else "a norm on values"
+        raise UnsupportedModel(f"{model_type}: its attention has {reason}; draft layers need separate key and value projections")
+    if not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
+        raise UnsupportedModel(f"{model_type}: its layers have no rotary embedding of the usual form")

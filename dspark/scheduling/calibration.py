@@ -1,0 +1,203 @@
+"""From a drafter's confidence logits to calibrated survival estimates, and the record of it that lies in a checkpoint folder.
+
+Symbols: S sessions, K draft positions, T_k temperature of position k. Pure; numpy only. Knows no model and does not fit
+(deepspec/fitting.py does). Method: Sequential Temperature Scaling, the paper's section on the confidence head: survival of
+position k = product over i <= k of sigmoid(logit_i / T_i).
+
+Other estimators fitted from decoding traces (small networks over gap, draft probability, rank, depth) take their place in
+ESTIMATORS: the stored JSON names its `method`, and everyone who serves or scores asks for an `Estimator` only.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dspark.errors import ModelLoadError
+
+CALIBRATION_FILE = "calibration.json"
+SEQUENTIAL_TEMPERATURE_SCALING = "sequential_temperature_scaling"
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 1024 * 1024
+MAX_POSITIONS = 64
+MAX_NUMBER = 1e9
+DEFAULT_BOUNDS = (0.1, 10.0)
+"""Beyond these a temperature no longer scales: the estimate is a step or a constant."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftSignals:
+    """What a drafter knows of its candidates beside their confidence logits."""
+
+    gaps: Floats  # [S, K] noised log draft_probs minus that of the best sibling
+    log_draft_probs: Floats  # [S, K]
+
+
+class Estimator(Protocol):
+    """Turns what a drafter knows of a chain into the chance that each position survives."""
+
+    @property
+    def method(self) -> str:
+        """Its key in ESTIMATORS."""
+        ...
+
+    def survival(self, confidence_logits: ArrayLike, sampling_temperature: float, signals: DraftSignals | None = None) -> Floats:
+        """[S, K] for logits [S, K]; within 0..1, and never rising along a path."""
+        ...
+
+    def to_json(self) -> str:
+        """An object whose `method` names the reader."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureFit:
+    """The temperatures fitted on what was sampled at one sampling temperature."""
+
+    sampling_temperature: float
+    temperatures: tuple[float, ...]  # [K] T_k; the last one also serves deeper positions
+    fitted: tuple[bool, ...]  # [K] False: too few observations, the position before lent its T
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Sequential Temperature Scaling as it is served."""
+
+    fits: tuple[TemperatureFit, ...]
+    bounds: tuple[float, float] = DEFAULT_BOUNDS
+    """Smallest and largest T that the fit might choose."""
+    method: str = SEQUENTIAL_TEMPERATURE_SCALING
+
+    @classmethod
+    def identity(cls) -> "Calibration":
+        """T = 1 everywhere: the drafter's own confidence."""
+        return cls((TemperatureFit(0.0, (1.0,), (False,)),))
+
+    def nearest(self, sampling_temperature: float) -> TemperatureFit:
+        """The fit that serves this sampling temperature; the lower one of two as near."""
+        return min(self.fits, key=lambda f: (abs(f.sampling_temperature - sampling_temperature), f.sampling_temperature))
+
+    def temperatures(self, sampling_temperature: float, num_positions: int) -> NDArray[np.float64]:  # [K]
+        """T_k that serve this sampling temperature."""
+        known = np.asarray(self.nearest(sampling_temperature).temperatures[:num_positions], np.float64)
+        return np.pad(known, (0, num_positions - len(known)), mode="edge") if num_positions else known
+
+    def survival(self, confidence_logits: ArrayLike, sampling_temperature: float, signals: DraftSignals | None = None) -> Floats:
+        """[S, K] running product of sigmoid(logit_k / T_k). A logit that is not a number counts as hopeless: it costs speed only."""
+        logits = np.asarray(confidence_logits, np.float64)
+        scaled = np.where(np.isnan(logits), -np.inf, logits) / self.temperatures(sampling_temperature, logits.shape[-1])
+        return np.cumprod(sigmoid(scaled), axis=-1).astype(np.float32)
+
+    def to_json(self) -> str:
+        """Readable, one key a line."""
+        fits = [
+            {"sampling_temperature": f.sampling_temperature, "temperatures": list(f.temperatures), "fitted": list(f.fitted)}
+            for f in self.fits
+        ]
+        record = {"format_version": FORMAT_VERSION, "method": self.method, "bounds": list(self.bounds), "fits": fits}
+        return json.dumps(record, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, file: str = CALIBRATION_FILE) -> "Calibration":
+        """Raises ModelLoadError naming file and key."""
+        return _read_temperature_scaling(_parse(text, file), file)
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)) that neither overflows nor warns."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+
+
+def estimator_from_json(text: str, file: str = CALIBRATION_FILE) -> Estimator:
+    """The estimator that the text describes. Raises ModelLoadError naming file and key."""
+    record = _parse(text, file)
+    reader = ESTIMATORS.get(record["method"]) if isinstance(record.get("method"), str) else None
+    if reader is None:
+        raise ModelLoadError(f"{file}: method {record.get('method')!r} is none of {sorted(ESTIMATORS)}", "method")
+    return reader(record, file)
+
+
+def load_estimator(folder: Path) -> Estimator | None:
+    """What lies beside a checkpoint; None where it was never calibrated. Raises ModelLoadError naming file and key."""
+    path = folder / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelLoadError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error})") from error
+    return estimator_from_json(text, str(path))
+
+
+def _parse(text: str, file: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ModelLoadError(f"{file}: holds {type(record).__name__}, not an object")
+    return record
+
+
+def _read_temperature_scaling(record: dict[str, Any], file: str) -> Calibration:
+    _check_keys(record, {"format_version", "method", "bounds", "fits"}, file, "")
+    if type(record["format_version"]) is not int or record["format_version"] != FORMAT_VERSION:
+        raise ModelLoadError(f"{file}: format_version {record['format_version']!r} is not {FORMAT_VERSION}", "format_version")
+    if record["method"] != SEQUENTIAL_TEMPERATURE_SCALING:
+        raise ModelLoadError(f"{file}: method {record['method']!r} is not {SEQUENTIAL_TEMPERATURE_SCALING}", "method")
+    low, high = _numbers(record["bounds"], 2, 2, file, "bounds")
+    if not 0.0 < low <= 1.0 <= high:
+        raise ModelLoadError(f"{file}: bounds {[low, high]} must be positive and hold 1 between them", "bounds")
+    fits = tuple(_read_fit(fit, (low, high), file, f"fits[{i}]") for i, fit in enumerate(_list(record["fits"], file, "fits")))
+    if len({fit.sampling_temperature for fit in fits}) != len(fits):
+        raise ModelLoadError(f"{file}: fits holds a sampling_temperature twice", "fits")
+    return Calibration(fits, (low, high))
+
+
+def _read_fit(record: Any, bounds: tuple[float, float], file: str, key: str) -> TemperatureFit:
+    if not isinstance(record, dict):
+        raise ModelLoadError(f"{file}: {key} is {type(record).__name__}, not an object", key)
+    _check_keys(record, {"sampling_temperature", "temperatures", "fitted"}, file, f"{key}.")
+    [sampling_temperature] = _numbers([record["sampling_temperature"]], 1, 1, file, f"{key}.sampling_temperature")
+    temperatures = _numbers(record["temperatures"], 1, MAX_POSITIONS, file, f"{key}.temperatures")
+    fitted = _list(record["fitted"], file, f"{key}.fitted")
+    if sampling_temperature < 0:
+        raise ModelLoadError(f"{file}: {key}.sampling_temperature is below 0", f"{key}.sampling_temperature")
+    if not all(bounds[0] <= t <= bounds[1] for t in temperatures):
+        raise ModelLoadError(f"{file}: {key}.temperatures leaves the bounds {list(bounds)}", f"{key}.temperatures")
+    if len(fitted) != len(temperatures) or not all(isinstance(flag, bool) for flag in fitted):
+        raise ModelLoadError(f"{file}: {key}.fitted is not one true or false per temperature", f"{key}.fitted")
+    return TemperatureFit(sampling_temperature, temperatures, tuple(fitted))
+
+
+def _check_keys(record: dict[str, Any], expected: set[str], file: str, prefix: str) -> None:
+    for key in sorted(expected ^ set(record)):
+        raise ModelLoadError(f"{file}: {prefix}{key} is {'missing' if key in expected else 'unknown'}", f"{prefix}{key}")
+
+
+def _list(value: Any, file: str, key: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ModelLoadError(f"{file}: {key} is not a list with anything in it", key)
+    return value
+
+
+def _numbers(value: Any, least: int, most: int, file: str, key: str) -> tuple[float, ...]:
+    """Finite numbers; true and false are none."""
+    items = _list(value, file, key)
+    if not least <= len(items) <= most:
+        raise ModelLoadError(f"{file}: {key} holds {len(items)} numbers, not {least} to {most}", key)
+    if not all(type(item) in (int, float) and -MAX_NUMBER <= item <= MAX_NUMBER for item in items):
+        raise ModelLoadError(f"{file}: {key} holds something that is not a number of a sane size", key)
+    return tuple(float(item) for item in items)
+
+
+ESTIMATORS: dict[str, Callable[[dict[str, Any], str], Estimator]] = {SEQUENTIAL_TEMPERATURE_SCALING: _read_temperature_scaling}
+"""Stored `method` -> reader of the parsed record; the text names the file in errors."""

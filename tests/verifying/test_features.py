@@ -1,0 +1,366 @@
+"""Features of the target: those that transformers computes, whatever the rounds looked like, and never at a token's cost."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dspark.config import TargetConfig
+from dspark.errors import InvalidMessage
+from dspark.messages import ContextFeatures, FeatureSpec, SessionOpen, VerifyRequest, VerifyResult
+from dspark.runtime.loading import load_causal_lm
+from dspark.runtime.model import PackedModel
+from dspark.tree import CandidateTree
+from dspark.types import RouterId, SessionId
+from dspark.verifying.feature_store import MAX_RAW_TABLES, FeatureStore
+from dspark.verifying.runner import VerifierRunner
+from dspark.verifying.target_model import LoadedTarget, load_target
+from dspark.verifying.verifier import BatchVerifier
+from tests.runtime.tiny_models import packed_model, random_prompts
+from tests.verifying.rounds import GREEDY, Rounds
+from tests.verifying.test_verifier import Guess
+
+TAPS = (-1, 0)
+SPEC = FeatureSpec("drafter-1", TAPS)
+WIDTH = 32
+"""d of the tiny models."""
+PROMPTS = random_prompts((5, 17, 33, 9))
+A, B = SessionId("0"), SessionId("1")
+
+
+class Projected:
+    """A projection like the real one: fixed random weights, a norm, bfloat16."""
+
+    fingerprint = SPEC.drafter_fingerprint
+    tap_layers = TAPS
+    width = 16
+
+    def __init__(self, factor: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self._weight = torch.randn(self.width, len(TAPS) * WIDTH, generator=generator)
+        self.factor = factor
+        self.error: Exception | None = None
+        self.num_rows = 0
+
+    def __call__(self, taps: torch.Tensor) -> torch.Tensor:
+        if self.error is not None:
+            raise self.error
+        self.num_rows += len(taps)
+        rows = torch.nn.functional.linear(taps, self._weight)
+        return (self.factor * torch.nn.functional.rms_norm(rows, (self.width,))).to(torch.bfloat16)
+
+
+def model_of(num_cache_tokens: int = 1024) -> PackedModel:
+    """Deterministic, so that equal really means equal."""
+    return packed_model("qwen3", num_cache_tokens=num_cache_tokens, block_tokens=8, deterministic=True)
+
+
+def verifier_on(model: PackedModel, *projections: Projected, max_batch_rows: int = 64) -> BatchVerifier:
+    return BatchVerifier(model, max_length=512, max_batch_rows=max_batch_rows, projections=projections)
+
+
+def joined(parts: Sequence[ContextFeatures | None]) -> NDArray[np.uint16]:
+    """The rows of all answers, which must continue each other from position 0."""
+    stop = 0
+    for part in parts:
+        assert part is not None
+        assert part.start == stop
+        stop = part.stop
+    return np.concatenate([part.values for part in parts if part is not None])
+
+
+def floats(bits: NDArray[np.uint16]) -> torch.Tensor:
+    return torch.from_numpy(bits.copy()).view(torch.bfloat16).float()
+
+
+def ask(number: int, base_length: int, features_from: int, tree: CandidateTree | None = None, name: SessionId = A) -> VerifyRequest:
+    return VerifyRequest(name, number, base_length, CandidateTree.empty() if tree is None else tree, features_from)
+
+
+def answer(verifier: BatchVerifier, request: VerifyRequest) -> VerifyResult:
+    verifier.submit(request)
+    (result,) = verifier.step().results
+    return result
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[list[int]]:
+    """40 tokens of each prompt, without candidates and features."""
+    return Rounds(verifier_on(model_of()), PROMPTS).run(40)
+
+
+@pytest.fixture(scope="module")
+def calm() -> list[NDArray[np.uint16]]:
+    """Raw taps of each session alone, without candidates."""
+    every = []
+    for prompt in PROMPTS:
+        rounds = Rounds(verifier_on(model_of()), [prompt], specs=SPEC)
+        rounds.run(40)
+        every.append(joined(rounds.features[0]))
+    return every
+
+
+# The shipped target, against transformers
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedTarget:
+    return load_target(TargetConfig())
+
+
+def test_features_are_the_hidden_states_that_transformers_reports_for_the_shipped_target(demo: LoadedTarget) -> None:
+    """Prompt chunks, chains and trees whose accepted paths do not stand in order; three sessions in one batch."""
+    taps = (-1, 1, 4)
+    generator = torch.Generator().manual_seed(8)
+    prompts = [torch.randint(4, 4096, (length,), generator=generator).tolist() for length in (70, 12, 33)]
+    texts = Rounds(demo.with_own_cache().verifier, prompts).run(24)
+    verifier = BatchVerifier(demo.packed_model, max_length=2048, max_batch_rows=48)
+    rounds = Rounds(verifier, prompts, Guess(6, 5, texts), specs=FeatureSpec("raw", taps))
+    assert rounds.run(24) == texts
+    assert rounds.num_accepted > 20
+    model = load_causal_lm(TargetConfig(), attention="eager")
+    for which, prompt in enumerate(prompts):
+        bits = joined(rounds.features[which])
+        tokens = [*prompt, *rounds.outputs[which]][: len(bits)]
+        with torch.inference_mode():
+            states = model(torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+        expected = torch.cat([states[layer + 1][0] for layer in taps], -1)
+        torch.testing.assert_close(floats(bits), expected, rtol=2**-7, atol=2e-3)
+
+
+# Any round, any memory
+
+
+@pytest.mark.parametrize("max_batch_rows", [16, 64])
+def test_trees_and_prompt_chunks_leave_the_features_of_plain_decoding(
+    plain: list[list[int]], calm: list[NDArray[np.uint16]], max_batch_rows: int
+) -> None:
+    verifier = verifier_on(model_of(), max_batch_rows=max_batch_rows)
+    rounds = Rounds(verifier, PROMPTS, Guess(2, 5, plain), specs=SPEC)
+    assert rounds.run(40) == plain
+    assert rounds.num_accepted > 60
+    for which, expected in enumerate(calm):
+        found = joined(rounds.features[which])
+        assert np.array_equal(found[: len(expected)], expected[: len(found)])
+        assert len(found) >= len(PROMPTS[which]) + 39
+
+
+@pytest.mark.parametrize("pool_tokens", [96, 160])
+def test_a_preempted_sessions_features_are_computed_again_bit_for_bit(
+    plain: list[list[int]], calm: list[NDArray[np.uint16]], pool_tokens: int
+) -> None:
+    rounds = Rounds(verifier_on(model_of(pool_tokens), max_batch_rows=24), PROMPTS, Guess(4, 6, plain), specs=SPEC)
+    assert rounds.run(40) == plain
+    assert min(report.free_kv_blocks for report in rounds.reports) <= 2, "there was pressure"
+    for which, expected in enumerate(calm):
+        found = joined(rounds.features[which])
+        assert np.array_equal(found[: len(expected)], expected[: len(found)])
+
+
+def test_all_features_from_the_start_are_still_there_late_in_a_session(plain: list[list[int]]) -> None:
+    """What a restarted drafter asks for: the very bits that were streamed, and no row of the prompt is computed again."""
+    verifier = verifier_on(model_of(), Projected())
+    rounds = Rounds(verifier, PROMPTS[1:3], Guess(9, 6, plain[1:3]), specs=SPEC)
+    for _ in range(6):
+        rounds.submit(40)
+        rounds.step()
+    for which, name in enumerate((A, B)):
+        streamed = joined(rounds.features[which])
+        base = len(PROMPTS[1 + which]) + len(rounds.outputs[which])
+        verifier.submit(ask(rounds._rounds[which], base, 0, name=name))
+        report = verifier.step()
+        assert report.batch_rows == 1
+        everything = report.results[0].features
+        assert everything is not None
+        assert everything.start == 0
+        assert everything.stop == base
+        assert np.array_equal(everything.values[: len(streamed)], streamed)
+
+
+def test_a_drafter_may_fall_behind_and_ask_for_several_rounds_at_once(calm: list[NDArray[np.uint16]]) -> None:
+    verifier = verifier_on(model_of())
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    for number in range(4):
+        assert answer(verifier, ask(number, 5 + number, -1)).features is None, "nobody asked"
+    features = answer(verifier, ask(4, 9, 6)).features
+    assert features is not None
+    assert (features.start, features.stop, features.projected) == (6, 9, False)
+    assert np.array_equal(features.values, calm[0][6:9])
+
+
+# Projections
+
+
+def test_features_are_projected_where_the_drafters_projection_is_loaded(plain: list[list[int]], calm: list[NDArray[np.uint16]]) -> None:
+    projection = Projected()
+    rounds = Rounds(verifier_on(model_of(), projection), PROMPTS, Guess(5, 6, plain), specs=SPEC)
+    assert rounds.run(40) == plain
+    found = joined(rounds.features[2])
+    assert found.shape[1] == projection.width
+    assert all(part is not None and part.projected for part in rounds.features[2])
+    expected = projection(floats(calm[2]))  # the target projects float32 taps, these are rounded already
+    torch.testing.assert_close(floats(found[: len(expected)]), expected[: len(found)].float(), rtol=0.03, atol=0.05)
+
+
+def test_only_rows_that_stay_are_projected(plain: list[list[int]]) -> None:
+    projection = Projected()
+    rounds = Rounds(verifier_on(model_of(), projection), PROMPTS, Guess(5, 12, []), specs=SPEC)
+    rounds.run(20)
+    cached = sum(len(prompt) + len(output) - 1 for prompt, output in zip(PROMPTS, rounds.outputs, strict=True))
+    assert projection.num_rows == cached
+    assert sum(report.batch_rows for report in rounds.reports) > 2 * cached
+
+
+def test_sessions_of_several_drafters_and_plain_ones_share_a_batch(plain: list[list[int]], calm: list[NDArray[np.uint16]]) -> None:
+    specs = [SPEC, None, FeatureSpec("drafter-2", (0,)), FeatureSpec("drafter-3", (-1,))]
+    rounds = Rounds(verifier_on(model_of(), Projected()), PROMPTS, Guess(6, 5, plain), specs=specs)
+    assert rounds.run(40) == plain
+    assert set(rounds.features[1]) == {None}
+    assert joined(rounds.features[0]).shape[1] == Projected.width
+    for which, columns in ((2, slice(WIDTH, None)), (3, slice(0, WIDTH))):
+        found = joined(rounds.features[which])
+        assert np.array_equal(found[: len(calm[which])], calm[which][: len(found), columns])
+
+
+@pytest.mark.parametrize("fails", ["at once", "later"])
+def test_a_projection_that_fails_costs_no_token_and_is_told_once(
+    plain: list[list[int]], caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    projection = Projected()
+    rounds = Rounds(verifier_on(model_of(), projection), PROMPTS[:2], Guess(3, 4, plain), specs=SPEC)
+    if fails == "later":
+        rounds.submit(40)
+        rounds.step()
+        assert rounds.features[0][0] is not None
+    projection.error = RuntimeError("no kernel")
+    with caplog.at_level(logging.WARNING):
+        assert rounds.run(40) == plain[:2]
+    assert rounds.failures == {}
+    assert rounds.features[0][-1] is None
+    assert len([record for record in caplog.records if "features could not be kept" in record.message]) == 1
+
+
+def test_a_gap_is_never_handed_out_and_a_recomputed_session_is_whole_again(calm: list[NDArray[np.uint16]]) -> None:
+    """The projection fails for one round only; after a preemption everything is computed anew."""
+    projection = Projected()
+    verifier = verifier_on(model_of(), projection)
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    projection.error = RuntimeError("once")
+    assert answer(verifier, ask(0, 5, 0)).features is None
+    projection.error = None
+    assert answer(verifier, ask(1, 6, 0)).features is None, "position 0 to 4 are missing"
+    verifier._sessions[A].forget_cache()
+    features = answer(verifier, ask(2, 7, 0)).features
+    assert features is not None
+    assert (features.start, features.stop) == (0, 7)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e39])
+def test_features_that_are_no_numbers_are_left_out(plain: list[list[int]], factor: float) -> None:
+    rounds = Rounds(verifier_on(model_of(), Projected(factor)), PROMPTS[:1], specs=SPEC)
+    assert rounds.run(5) == [plain[0][:5]]
+    assert set(rounds.features[0]) == {None}
+
+
+# Who asks for nothing pays nothing
+
+
+def test_plain_sessions_set_no_hook_and_take_no_memory(plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    verifier = verifier_on(model, Projected())
+    captured: list[Sequence[int]] = []
+    capture = model.taps.capture
+    monkeypatch.setattr(model.taps, "capture", lambda layers: captured.append(layers) or capture(layers))  # type: ignore[func-returns-value]
+    rounds = Rounds(verifier, PROMPTS, Guess(2, 5, plain))
+    assert rounds.run(40) == plain
+    assert captured == []
+    assert (verifier._store._projected, verifier._store._raw) == ({}, {})
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    answer(verifier, ask(0, 5, 0))
+    assert captured == [[-1, 0]], "the count can count"
+
+
+def test_memory_of_a_drafter_without_projection_goes_with_its_last_session() -> None:
+    verifier = verifier_on(model_of())
+    for name in (A, B):
+        verifier.open(SessionOpen(name, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    answer(verifier, ask(0, 5, 0))
+    (table,) = verifier._store._raw.values()
+    assert table.num_bytes == 1024 * len(TAPS) * WIDTH * 2
+    verifier.close(A)
+    assert len(verifier._store._raw) == 1
+    verifier.close(B)
+    assert verifier._store._raw == {}
+
+
+def test_more_unknown_drafters_than_tables_go_without_features() -> None:
+    """A router could invent fingerprints for ever."""
+    verifier = verifier_on(model_of())
+    for index in range(MAX_RAW_TABLES + 1):
+        spec = FeatureSpec(f"drafter-{index}", TAPS)
+        verifier.open(SessionOpen(SessionId(f"s{index}"), tuple(PROMPTS[0]), GREEDY, features=spec))
+        verifier.submit(ask(0, 5, 0, name=SessionId(f"s{index}")))
+    report = verifier.step()
+    assert [result.features is None for result in report.results] == [False] * MAX_RAW_TABLES + [True]
+    assert report.failures == ()
+    for index in range(MAX_RAW_TABLES + 1):
+        verifier.close(SessionId(f"s{index}"))
+    assert (verifier._store._raw, verifier._store._num_users) == ({}, {})
+
+
+# Fences
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1), (-2, 0), (0, -1), (), (7,)])
+def test_layers_that_cannot_be_tapped_are_refused_at_the_opening(layers: tuple[int, ...]) -> None:
+    verifier = verifier_on(model_of())
+    with pytest.raises(InvalidMessage) as caught:
+        verifier.open(SessionOpen(A, (1, 2), GREEDY, features=FeatureSpec("x", layers)))
+    assert caught.value.field == "features.tap_layers"
+    assert verifier.num_sessions == 0
+
+
+def test_layers_that_are_not_those_of_the_loaded_drafter_are_refused() -> None:
+    store = FeatureStore(model_of(), [Projected()])
+    store.check(SPEC)
+    with pytest.raises(InvalidMessage, match=r"reads \[-1, 0\]"):
+        store.check(FeatureSpec(SPEC.drafter_fingerprint, (0,)))
+
+
+async def test_a_refused_opening_is_told_to_its_router_and_harms_nobody() -> None:
+    runner = VerifierRunner(verifier_on(model_of()))
+    runner.start()
+    connection = runner.connect(RouterId("r"))
+    with pytest.raises(InvalidMessage):
+        connection.open(SessionOpen(A, (1, 2), GREEDY, features=FeatureSpec("x", (1,))))
+    connection.open(SessionOpen(B, tuple(PROMPTS[0]), GREEDY))
+    connection.submit([ask(0, 5, -1, name=B)])
+    assert (await connection.next_report()).results[0].session_id == B
+    assert runner.alive
+    await runner.stop()
+
+
+@pytest.mark.parametrize(
+    ("spec", "features_from"), [(None, 0), (None, 4), (SPEC, 5), (SPEC, 100), (SPEC, -2)], ids=lambda value: str(value)[:12]
+)
+def test_features_that_cannot_come_are_refused_for_that_session(spec: FeatureSpec | None, features_from: int) -> None:
+    verifier = verifier_on(model_of())
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=spec))
+    verifier.submit(ask(0, 5, features_from))
+    (failure,) = verifier.step().failures
+    assert failure.error == "InvalidMessage"
+    assert "features_from" in failure.message
+    assert answer(verifier, ask(0, 5, -1)).round == 0, "the session itself is unharmed"
+
+
+def test_the_last_round_is_answered_again_with_the_same_features() -> None:
+    verifier = verifier_on(model_of())
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    first = answer(verifier, ask(0, 5, 0))
+    again = answer(verifier, ask(0, 5, 0))
+    assert again == first
+    assert first.features is not None
+    assert again.features is first.features

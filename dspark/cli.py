@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,14 +16,14 @@ from dspark.types import FinishReason
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Serve language models faster, token for token the same.")
 app.add_typer(bench_app, name="bench")
 
-DrafterKind = Literal["none", "lookup", "language_model"]
+DrafterKind = Literal["none", "lookup", "language_model", "block", "eagle"]
 
 
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     target: Annotated[str, typer.Option(help="Folder, hub name, or demo:target.")] = "demo:target",
-    draft: Annotated[str, typer.Option(help="Drafting model: folder, hub name, or demo:drafter.")] = "demo:drafter",
+    draft: Annotated[str | None, typer.Option(help="Drafting model: folder or hub name; default: the shipped one of the kind.")] = None,
     drafter: Annotated[DrafterKind, typer.Option(help="Who guesses.")] = "language_model",
     max_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
@@ -33,9 +33,10 @@ def generate(
 ) -> None:
     """Continue a prompt in this process, and tell what speculation did."""
     console = Console(highlight=False, soft_wrap=True)
+    chain: dict[str, Any] = {"kind": drafter, "max_depth": max_depth, "max_nodes": max_depth}
     config = EngineConfig(
         target=TargetConfig(model=target, deterministic=deterministic),
-        drafter=DrafterConfig(kind=drafter, model=draft, max_depth=max_depth, max_nodes=max_depth),
+        drafter=DrafterConfig.model_validate(chain | ({"model": draft} if draft is not None else {})),
     )
     try:
         asyncio.run(_generate(console, config, prompt, max_tokens, temperature, seed))
@@ -44,9 +45,7 @@ def generate(
         raise typer.Exit(2 if error.field else 3) from None
 
 
-async def _generate(
-    console: Console, config: EngineConfig, prompt: str, max_tokens: int, temperature: float, seed: int | None
-) -> None:
+async def _generate(console: Console, config: EngineConfig, prompt: str, max_tokens: int, temperature: float, seed: int | None) -> None:
     from dspark.engine import Engine  # torch and transformers take seconds to import; --help should not
 
     engine = Engine.from_config(config)

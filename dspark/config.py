@@ -11,6 +11,8 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 
 MODEL_KINDS = frozenset({"language_model", "block", "eagle"})
 """Kinds of drafters that have weights, and so replicas of their own in the service."""
+SHIPPED_DRAFTERS = {"language_model": "demo:drafter", "block": "demo:dspark"}
+"""What a drafter of these kinds runs where its configuration names no model."""
 DEFAULT_DRAFTER = "default"
 """Name of the one that `drafter:` configures."""
 NO_DRAFTER = "none"
@@ -28,7 +30,7 @@ class ModelSource(StrictModel):
     """Where a model's folder is and how it is put in memory."""
 
     model: str
-    """A folder, a Hugging Face hub name, or `demo:target` / `demo:drafter` for the shipped pair."""
+    """A folder, a Hugging Face hub name, or `demo:target`, `demo:drafter`, `demo:dspark` for the shipped models."""
     revision: str | None = None
     """Hub revision; pin a commit hash for a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -67,9 +69,10 @@ class TargetConfig(ModelSource):
 class DrafterConfig(ModelSource):
     """Who guesses, and how far."""
 
-    kind: Literal["none", "lookup", "language_model", "block", "eagle"] = "language_model"
+    kind: Literal["none", "lookup", "language_model", "block", "eagle"] = "block"
     """`block` is the DSpark drafter (DFlash where its checkpoint has no sequential head), `eagle` an EAGLE-3-style one."""
-    model: str = "demo:drafter"
+    model: str = SHIPPED_DRAFTERS["block"]
+    """Default: the shipped drafter of this kind (SHIPPED_DRAFTERS)."""
     max_depth: Annotated[int, Field(ge=0, le=64)] = 4
     """Draft positions per round (`num_speculative_tokens` elsewhere)."""
     max_nodes: Annotated[int, Field(ge=0, le=256)] = 4
@@ -80,6 +83,14 @@ class DrafterConfig(ModelSource):
     """`lookup`: shortest suffix that counts as a match."""
     lookup_max_match: Positive = 16
     kv_cache: KvCacheConfig = KvCacheConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shipped_model(cls, data: Any) -> Any:
+        """The field's own default is of one kind only."""
+        if isinstance(data, dict) and "model" not in data and data.get("kind") in SHIPPED_DRAFTERS:
+            return data | {"model": SHIPPED_DRAFTERS[data["kind"]]}
+        return data
 
 
 class LimitsConfig(StrictModel):

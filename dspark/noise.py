@@ -43,17 +43,24 @@ class NoiseCache:
         self._rows: OrderedDict[NoiseKey, torch.Tensor] = OrderedDict()
         self._max_rows = max(64, CACHE_BYTES // (4 * vocab_size))
 
+    def make(self, keys: list[NoiseKey]) -> None:
+        """Have rows of these keys at hand; of more than the cache holds, the first."""
+        self._add(keys[: self._max_rows])
+
     def rows(self, keys: list[NoiseKey]) -> torch.Tensor:
         """[R, V] float32: as `gumbel_noise`."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._rows]
-        if missing:
-            self._rows.update(zip(missing, gumbel_noise(missing, self._vocab_size, self._device).unbind(0), strict=True))
+        self._add(keys)
         for key in keys:
             self._rows.move_to_end(key)
         result = torch.stack([self._rows[key] for key in keys])
         while len(self._rows) > self._max_rows:
             self._rows.popitem(last=False)
         return result
+
+    def _add(self, keys: list[NoiseKey]) -> None:
+        missing = [key for key in dict.fromkeys(keys) if key not in self._rows]
+        if missing:
+            self._rows.update(zip(missing, gumbel_noise(missing, self._vocab_size, self._device).unbind(0), strict=True))
 
 
 def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -42,6 +42,10 @@ class Sampler:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._noise = NoiseCache(vocab_size, device)
 
+    def make_noise(self, rows: Sequence[RowSampling]) -> None:
+        """Noise of rows that will be decided soon, all at once."""
+        self._noise.make([NoiseKey(row.params.seed, row.params.choice, row.position) for row in rows if row.params.temperature > 0])
+
     def choose(self, logits: torch.Tensor, rows: Sequence[RowSampling]) -> torch.Tensor:
         """[R] int64: the token of each row of `logits` [R, V]."""
         if all(row.params.temperature == 0 for row in rows):

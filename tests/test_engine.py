@@ -234,7 +234,7 @@ def test_bad_options_name_their_field(backend: LocalBackend, codec: TextCodec) -
 
 def test_a_drafter_with_another_tokenizer_is_refused(backend: LocalBackend, tiny_folder: object) -> None:
     with pytest.raises(FingerprintMismatch):
-        backend.with_drafter(DrafterConfig(model=str(tiny_folder)))
+        backend.with_drafter(DrafterConfig(kind="language_model", model=str(tiny_folder)))
 
 
 async def test_text_that_looks_like_a_special_token_stays_text(engine: Engine, codec: TextCodec) -> None:

@@ -6,25 +6,29 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dspark.config import DrafterConfig, EngineConfig, TargetConfig
+from dspark.bench.drafters import DEFAULT_DRAFTERS, listed_drafters
+from dspark.config import EngineConfig, TargetConfig
+from dspark.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Measure acceptance, speed and losslessness.")
 console = Console(highlight=False, soft_wrap=True)
 
-KINDS = ["none", "lookup", "language_model"]
 PromptsOption = Annotated[Path | None, typer.Option(help="JSONL of prompts; default: the shipped held-out ones.")]
 CountOption = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
 TokensOption = Annotated[int, typer.Option(min=1, help="Tokens per prompt.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Torch threads of this process.")]
 DepthOption = Annotated[int, typer.Option(min=1, help="Draft positions per round.")]
+DraftersOption = Annotated[
+    str, typer.Option(help="Comma-separated: a kind with its shipped model, or NAME=KIND:CHECKPOINT, KIND also eagle.")
+]
 UrlOption = Annotated[str, typer.Option(help="A running service.")]
 
 
-def _config(threads: int, depth: int, *, deterministic: bool = False) -> EngineConfig:
-    return EngineConfig(
-        target=TargetConfig(num_threads=threads, deterministic=deterministic),
-        drafter=DrafterConfig(max_depth=depth, max_nodes=depth),
-    )
+def _config(threads: int, depth: int, drafters: str) -> EngineConfig:
+    try:
+        return EngineConfig(target=TargetConfig(num_threads=threads), drafters=listed_drafters(drafters, depth))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--drafters") from None
 
 
 @app.command()
@@ -34,11 +38,12 @@ def accept(
     max_tokens: TokensOption = 128,
     depth: DepthOption = 7,
     threads: ThreadsOption = 1,
+    drafters: DraftersOption = DEFAULT_DRAFTERS,
 ) -> None:
     """tau of each drafter at temperature 0, 0.7 and 1, by real decoding."""
     from dspark.bench.reports import accept_table
 
-    console.print(accept_table(_config(threads, depth), prompts, count, max_tokens), markup=False)
+    console.print(accept_table(_config(threads, depth, drafters), prompts, count, max_tokens), markup=False)
 
 
 @app.command()
@@ -48,6 +53,7 @@ def speed(
     max_tokens: TokensOption = 96,
     depth: DepthOption = 4,
     threads: ThreadsOption = 1,
+    drafters: DraftersOption = DEFAULT_DRAFTERS,
     clients: Annotated[int, typer.Option(min=1, help="Prompts in flight together.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
     transformers: Annotated[bool, typer.Option(help="Also time transformers' generate and assisted generation.")] = True,
@@ -57,7 +63,7 @@ def speed(
     from dspark.bench.reports import SpeedPlan, speed_table
 
     plan = SpeedPlan(prompts, count, max_tokens, clients, temperature, transformers, deterministic)
-    console.print(speed_table(_config(threads, depth), plan), markup=False)
+    console.print(speed_table(_config(threads, depth, drafters), plan), markup=False)
 
 
 @app.command()
@@ -67,12 +73,15 @@ def lossless(
     max_tokens: TokensOption = 128,
     depth: DepthOption = 4,
     threads: ThreadsOption = 1,
-    url: Annotated[str | None, typer.Option(help="Also compare a running service, 8 clients at once.")] = None,
+    drafters: DraftersOption = DEFAULT_DRAFTERS,
+    url: Annotated[
+        str | None, typer.Option(help="Also compare a running service, 8 clients at once; its own drafters by its own choice.")
+    ] = None,
 ) -> None:
     """Greedy against transformers' generate; sampled across drafters and batch sizes; deterministic mode exactly. Exit code 1 if wrong."""
     from dspark.bench.reports import lossless_report
 
-    report, wrong = lossless_report(_config(threads, depth), prompts, count, max_tokens, url)
+    report, wrong = lossless_report(_config(threads, depth, drafters), prompts, count, max_tokens, url)
     console.print(report, markup=False)
     raise typer.Exit(1 if wrong else 0)
 
@@ -85,8 +94,9 @@ def serve(
     max_tokens: TokensOption = 96,
     clients: Annotated[int, typer.Option(min=1, help="Requests in flight together.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    drafter: Annotated[str | None, typer.Option(help="One of the service's drafters, by its name there; default: its choice.")] = None,
 ) -> None:
     """Tokens per second of a running service over HTTP, speculation on and off in turn."""
     from dspark.bench.http import serve_table
 
-    console.print(serve_table(url, prompts, count, max_tokens, clients, temperature), markup=False)
+    console.print(serve_table(url, prompts, count, max_tokens, clients, temperature, drafter), markup=False)

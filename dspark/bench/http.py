@@ -25,14 +25,15 @@ class ServedAnswer:
 
 
 def complete_all(
-    url: str, prompts: list[list[int]] | list[str], workload: Workload, *, clients: int, speculate: bool
+    url: str, prompts: list[list[int]] | list[str], workload: Workload, *, clients: int, speculate: bool, drafter: str | None = None
 ) -> list[ServedAnswer]:
-    """All prompts, `clients` in flight at any time; answers in the order of the prompts."""
-    return asyncio.run(_complete_all(url, prompts, workload, clients, speculate))
+    """All prompts, `clients` in flight at any time; answers in the order of the prompts. Without a name the service chooses who drafts."""
+    speculation = {"enabled": speculate, "drafter": drafter if speculate else None}
+    return asyncio.run(_complete_all(url, prompts, workload, clients, speculation))
 
 
 async def _complete_all(
-    url: str, prompts: list[list[int]] | list[str], workload: Workload, clients: int, speculate: bool
+    url: str, prompts: list[list[int]] | list[str], workload: Workload, clients: int, speculation: dict[str, Any]
 ) -> list[ServedAnswer]:
     gate = asyncio.Semaphore(clients)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
@@ -40,13 +41,13 @@ async def _complete_all(
 
         async def one(prompt: list[int] | str) -> ServedAnswer:
             async with gate:
-                return await _complete(client, model, prompt, workload, speculate)
+                return await _complete(client, model, prompt, workload, speculation)
 
         return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
 
 
 async def _complete(
-    client: httpx.AsyncClient, model: str, prompt: list[int] | str, workload: Workload, speculate: bool
+    client: httpx.AsyncClient, model: str, prompt: list[int] | str, workload: Workload, speculation: dict[str, Any]
 ) -> ServedAnswer:
     body: dict[str, Any] = {
         "model": model,
@@ -56,25 +57,27 @@ async def _complete(
         "seed": workload.seed,
         "ignore_eos": workload.ignore_eos,
         "return_token_ids": True,
-        "speculation": {"enabled": speculate},
+        "speculation": speculation,
     }
     started = time.perf_counter()
     answer = (await client.post("/v1/completions", json=body)).raise_for_status().json()
     return ServedAnswer(tuple(answer["choices"][0]["token_ids"]), answer["dspark"]["rounds"], time.perf_counter() - started)
 
 
-def serve_table(url: str, path: Path | None, count: int, max_tokens: int, clients: int, temperature: float) -> str:
+def serve_table(
+    url: str, path: Path | None, count: int, max_tokens: int, clients: int, temperature: float, drafter: str | None = None
+) -> str:
     """Rates with and without speculation, in turns of `clients` prompts, and the median of the turns' ratios."""
     prompts = load_prompts(path, count)
     workload = Workload(max_tokens, temperature)
     groups = [prompts[i : i + clients] for i in range(0, len(prompts) - clients + 1, clients)]
     rates: dict[bool, list[float]] = {True: [], False: []}
     rounds, tokens = 0, 0
-    complete_all(url, groups[0], workload, clients=clients, speculate=True)
+    complete_all(url, groups[0], workload, clients=clients, speculate=True, drafter=drafter)
     for turn, group in enumerate(groups):
         for speculate in (True, False) if turn % 2 == 0 else (False, True):
             started = time.perf_counter()
-            answers = complete_all(url, group, workload, clients=clients, speculate=speculate)
+            answers = complete_all(url, group, workload, clients=clients, speculate=speculate, drafter=drafter)
             produced = sum(len(answer.token_ids) for answer in answers)
             rates[speculate].append(produced / (time.perf_counter() - started))
             if speculate:
@@ -86,7 +89,7 @@ def serve_table(url: str, path: Path | None, count: int, max_tokens: int, client
             "",
             "| speculation | tokens/s (median) | tau |",
             "|---|---|---|",
-            f"| on | {statistics.median(rates[True]):.0f} | {tokens / rounds:.2f} |",
+            f"| {drafter or 'on'} | {statistics.median(rates[True]):.0f} | {tokens / rounds:.2f} |",
             f"| off | {statistics.median(rates[False]):.0f} | 1.00 |",
             "",
             f"on / off: {ratio:.2f} (median over {len(groups)} interleaved turns)",

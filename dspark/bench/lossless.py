@@ -47,9 +47,7 @@ class GapMeter:
         """Best minus second-best noised score for the token after `token_ids`."""
         table = BlockTable(self._model.pool)
         table.reserve(len(token_ids))
-        segment = Segment(
-            list(token_ids), list(range(len(token_ids))), None, table.slots(0, len(token_ids)), num_cached=0, num_logits=1
-        )
+        segment = Segment(list(token_ids), list(range(len(token_ids))), None, table.slots(0, len(token_ids)), num_cached=0, num_logits=1)
         with torch.inference_mode():
             logits = self._model.forward([segment])
         table.release()

@@ -9,8 +9,8 @@ from dspark.bench.http import complete_all
 from dspark.bench.lossless import Comparison, GapMeter, compare
 from dspark.bench.prompts import load_prompts
 from dspark.bench.speed import forward_rate, interleave, ratios
-from dspark.bench.systems import EngineSystem, System, TransformersSystem, Workload, engine_systems
-from dspark.config import EngineConfig
+from dspark.bench.systems import PLAIN, EngineSystem, System, TransformersSystem, Workload, engine_systems
+from dspark.config import DrafterConfig, EngineConfig
 from dspark.engine import Completion, Engine
 from dspark.fakes import LyingDrafter
 from dspark.local import LocalBackend
@@ -19,7 +19,6 @@ from dspark.runtime.model import PackedModel
 from dspark.serving.text_codec import TextCodec
 from dspark.types import SamplingParams
 
-KINDS = ["none", "lookup", "language_model"]
 BATCH = 8
 SEED = 20261123
 
@@ -39,8 +38,10 @@ class SpeedPlan:
 
 def accept_table(config: EngineConfig, path: Path | None, count: int, max_tokens: int) -> str:
     """tau and accepted share per drafter and temperature."""
-    systems = engine_systems(config, ["lookup", "language_model"])
-    prompts = [systems["lookup"].engine.encode(text) for text in load_prompts(path, count)]
+    systems = engine_systems(config)
+    plain = systems.pop(PLAIN)
+    prompts = [plain.engine.encode(text) for text in load_prompts(path, count)]
+    plain.close()
     rows = ["| drafter | temperature | tau | accepted of drafted | drafted per round |", "|---|---|---|---|---|"]
     for temperature in (0.0, 0.7, 1.0):
         for system in systems.values():
@@ -56,52 +57,58 @@ def accept_table(config: EngineConfig, path: Path | None, count: int, max_tokens
 
 def speed_table(config: EngineConfig, plan: SpeedPlan) -> str:
     """Rates, ratios to plain decoding in the same stack, tau, and efficiency against the bare forward."""
-    engines = engine_systems(config, KINDS)
-    model = _target_model(engines["none"])
-    systems: list[System] = list(engines.values())
-    if plan.deterministic:
-        exact = config.model_copy(update={"target": config.target.model_copy(update={"deterministic": True})})
-        systems += [_renamed(system, "deterministic") for system in engine_systems(exact, ["none"]).values()]
-    if plan.transformers:
-        systems += [TransformersSystem("transformers generate", config)]
-        if plan.clients == 1:
-            systems += [TransformersSystem("transformers assisted", config, assisted=True)]
-            systems += [TransformersSystem("transformers prompt lookup", config, prompt_lookup=config.drafter.max_depth)]
-    prompts = [engines["none"].engine.encode(text) for text in load_prompts(plan.prompts, plan.count)]
+    engines = engine_systems(config)
+    model = _target_model(engines[PLAIN])
+    systems = [*engines.values(), *_others(config, plan)]
+    prompts = [engines[PLAIN].engine.encode(text) for text in load_prompts(plan.prompts, plan.count)]
     timings = interleave(systems, prompts, plan.clients, Workload(plan.max_tokens, plan.temperature, SEED))
-    relative = ratios(timings, "none")
+    relative = ratios(timings, PLAIN)
     context = sum(map(len, prompts)) // len(prompts) + plan.max_tokens // 2
     rows = [
         f"{plan.count} prompts x {plan.max_tokens} tokens, {plan.clients} at a time, temperature {plan.temperature:g}, "
-        f"{torch.get_num_threads()} thread(s), depth {config.drafter.max_depth}",
+        f"{torch.get_num_threads()} thread(s), depth {_depth(config)}",
         "",
         "| system | tokens/s (median) | against plain | tau | bare forwards/s | efficiency |",
         "|---|---|---|---|---|---|",
     ]
     for name, timing in timings.items():
         bare, efficiency = "", ""
-        if name in ("none", "language_model"):  # the others' rows per round vary
-            drafted = config.drafter.max_depth if name == "language_model" else 0
-            rate = forward_rate(model, plan.clients, 1 + drafted, context)
+        if name in engines:
+            rate = forward_rate(model, plan.clients, timing.rows_per_round, context)
             bare, efficiency = f"{rate:.0f}", f"{timing.median / (timing.tau * plan.clients * rate):.2f}"
         tau = f"{timing.tau:.2f}" if timing.tau else ""
-        label = "plain (same stack)" if name == "none" else name
+        label = "plain (same stack)" if name == PLAIN else name
         rows.append(f"| {label} | {timing.median:.0f} | {relative[name]:.2f} | {tau} | {bare} | {efficiency} |")
     _close(engines)
     return "\n".join(rows)
 
 
+def _others(config: EngineConfig, plan: SpeedPlan) -> list[System]:
+    """What else the plan asks for: deterministic mode, and transformers by itself."""
+    systems: list[System] = []
+    if plan.deterministic:
+        exact = _deterministic(config).model_copy(update={"drafters": {}, "drafter": DrafterConfig(kind="none")})
+        systems += [_renamed(system, "deterministic") for system in engine_systems(exact).values()]
+    if plan.transformers:
+        systems += [TransformersSystem("transformers generate", config)]
+    if plan.transformers and plan.clients == 1:
+        assistants = [drafter.model for drafter in config.named_drafters.values() if drafter.kind == "language_model"]
+        systems += [TransformersSystem("transformers assisted", config, assistant=model) for model in assistants[:1]]
+        systems += [TransformersSystem("transformers prompt lookup", config, prompt_lookup=_depth(config))]
+    return systems
+
+
 def lossless_report(config: EngineConfig, path: Path | None, count: int, max_tokens: int, url: str | None) -> tuple[str, bool]:
     """Lines of the report, and whether anything is wrong."""
-    systems = engine_systems(config, KINDS)
-    systems["lying"] = _lying_system(systems["none"], config)
-    prompts = [systems["none"].engine.encode(text) for text in load_prompts(path, count)]
-    meter = GapMeter(_target_model(systems["none"]))
+    systems = engine_systems(config)
+    systems["lying"] = _lying_system(systems[PLAIN], config)
+    prompts = [systems[PLAIN].engine.encode(text) for text in load_prompts(path, count)]
+    meter = GapMeter(_target_model(systems[PLAIN]))
     outcomes: list[tuple[str, Comparison]] = []
     greedy, sampled = Workload(max_tokens, 0.0, SEED, ignore_eos=True), Workload(max_tokens, 0.8, SEED, ignore_eos=True)
     reference = TransformersSystem("generate", config).run(prompts, greedy)
     outcomes += _compare_all("greedy against generate", systems, prompts, greedy, reference, meter, url)
-    plain = [list(a.token_ids) for a in _in_batches(systems["none"], prompts, sampled, batch=1)]
+    plain = [list(a.token_ids) for a in _in_batches(systems[PLAIN], prompts, sampled, batch=1)]
     outcomes += _compare_all("temperature 0.8 against plain", systems, prompts, sampled, plain, meter, url)
     _close(systems)
     outcomes += _deterministic_outcomes(config, prompts, greedy, sampled)
@@ -137,13 +144,13 @@ def _deterministic_outcomes(
     config: EngineConfig, prompts: list[list[int]], greedy: Workload, sampled: Workload
 ) -> list[tuple[str, Comparison]]:
     """Exact equality, no near-ties allowed; a quarter of the prompts, because this mode is slow."""
-    exact = config.model_copy(update={"target": config.target.model_copy(update={"deterministic": True})})
-    systems = engine_systems(exact, KINDS)
-    systems["lying"] = _lying_system(systems["none"], exact)
+    exact = _deterministic(config)
+    systems = engine_systems(exact)
+    systems["lying"] = _lying_system(systems[PLAIN], exact)
     chosen = prompts[: max(BATCH, len(prompts) // 4)]
     outcomes = []
     for title, workload in (("deterministic greedy", greedy), ("deterministic at 0.8", sampled)):
-        plain = [list(a.token_ids) for a in _in_batches(systems["none"], chosen, workload, batch=1)]
+        plain = [list(a.token_ids) for a in _in_batches(systems[PLAIN], chosen, workload, batch=1)]
         outcomes += _compare_all(f"{title} against plain", systems, chosen, workload, plain, None)
     _close(systems)
     return outcomes
@@ -153,10 +160,18 @@ def _lying_system(plain: EngineSystem, config: EngineConfig) -> EngineSystem:
     """The same target with a drafter that makes things up."""
     backend = plain.engine.backend
     assert isinstance(backend, LocalBackend)
-    drafter = config.drafter.model_copy(update={"kind": "lookup"})
+    drafter = DrafterConfig(kind="lookup", max_depth=_depth(config), max_nodes=_depth(config))
     lying = backend.with_drafter(drafter, LyingDrafter(vocab_size=plain.engine.card.vocab_size, seed=SEED))
     codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
-    return EngineSystem("lying", Engine(lying, codec, config.model_copy(update={"drafter": drafter})))
+    return EngineSystem("lying", Engine(lying, codec, config.model_copy(update={"drafters": {}, "drafter": drafter})))
+
+
+def _deterministic(config: EngineConfig) -> EngineConfig:
+    return config.model_copy(update={"target": config.target.model_copy(update={"deterministic": True})})
+
+
+def _depth(config: EngineConfig) -> int:
+    return max(drafter.max_depth for drafter in config.named_drafters.values())
 
 
 def _target_model(system: EngineSystem) -> PackedModel:
@@ -177,4 +192,3 @@ def _in_batches(system: EngineSystem, prompts: list[list[int]], workload: Worklo
 def _close(systems: dict[str, EngineSystem]) -> None:
     for system in systems.values():
         system.close()
-

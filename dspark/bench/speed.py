@@ -18,6 +18,8 @@ class Timing:
     tokens_per_second: list[float] = field(default_factory=list)
     completion_tokens: int = 0
     rounds: int = 0
+    selected: int = 0
+    """Candidates sent to the target."""
 
     @property
     def median(self) -> float:
@@ -28,6 +30,11 @@ class Timing:
     def tau(self) -> float:
         """Committed tokens per round; 0 for systems that do not tell."""
         return self.completion_tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def rows_per_round(self) -> int:
+        """Rows of one client in the target's mean forward: the anchor and the candidates."""
+        return 1 + round(self.selected / self.rounds) if self.rounds else 1
 
 
 def interleave(systems: Sequence[System], prompts: list[list[int]], clients: int, workload: Workload) -> dict[str, Timing]:
@@ -49,8 +56,7 @@ def ratios(timings: dict[str, Timing], base: str) -> dict[str, float]:
     """Median over the turns of each system's rate over the base's in the same turn."""
     reference = timings[base].tokens_per_second
     return {
-        name: statistics.median(a / b for a, b in zip(timing.tokens_per_second, reference, strict=True))
-        for name, timing in timings.items()
+        name: statistics.median(a / b for a, b in zip(timing.tokens_per_second, reference, strict=True)) for name, timing in timings.items()
     }
 
 
@@ -80,6 +86,7 @@ def _record(timing: Timing, answers: list[Completion] | list[list[int]], seconds
         if isinstance(answer, Completion):
             tokens += answer.usage.completion_tokens
             timing.rounds += answer.usage.rounds
+            timing.selected += answer.usage.selected_tokens
         else:
             tokens += len(answer)
     timing.completion_tokens += tokens

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM
 
-from dspark.config import DrafterConfig, EngineConfig
+from dspark.config import NO_DRAFTER, DrafterConfig, EngineConfig, ModelSource
 from dspark.engine import Completion, Engine
 from dspark.local import LocalBackend
 from dspark.runtime.loading import load_tokenizer, resolve_folder
@@ -27,6 +27,10 @@ class Workload:
     temperature: float
     seed: int = 0
     ignore_eos: bool = True
+
+
+PLAIN = NO_DRAFTER
+"""Name of the system that decodes without drafts."""
 
 
 class System(Protocol):
@@ -80,12 +84,13 @@ class EngineSystem:
 class TransformersSystem:
     """`model.generate` of transformers, one prompt after the other; with an assistant model it is their speculative decoding."""
 
-    def __init__(self, name: str, config: EngineConfig, *, assisted: bool = False, prompt_lookup: int | None = None) -> None:
+    def __init__(self, name: str, config: EngineConfig, *, assistant: str | None = None, prompt_lookup: int | None = None) -> None:
+        """`assistant` is the model of a `language_model` drafter."""
         self.name = name
         self._model = _plain_model(config.target.model)
         self._extra: dict[str, Any] = {}
-        if assisted:
-            self._extra["assistant_model"] = _plain_model(config.drafter.model)
+        if assistant is not None:
+            self._extra["assistant_model"] = _plain_model(assistant)
         if prompt_lookup is not None:
             self._extra["prompt_lookup_num_tokens"] = prompt_lookup
 
@@ -111,21 +116,19 @@ class TransformersSystem:
         return ids
 
 
-def engine_systems(config: EngineConfig, kinds: list[str]) -> dict[str, EngineSystem]:
-    """One Engine for each drafter kind on one target in memory; `plain` is the first one's Engine with speculation off."""
-    backend = LocalBackend.load(config.model_copy(update={"drafter": DrafterConfig(kind="none")}))
+def engine_systems(config: EngineConfig) -> dict[str, EngineSystem]:
+    """One target in memory: an Engine without a drafter, named PLAIN and first, and one for each drafter of the configuration."""
+    alone = config.model_copy(update={"drafters": {}, "drafter": DrafterConfig(kind="none")})
+    backend = LocalBackend.load(alone)
     codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
-    systems = {}
-    for kind in kinds:
-        drafter = config.drafter.model_copy(update={"kind": kind})
-        own = config.model_copy(update={"drafter": drafter})
-        systems[kind] = EngineSystem(kind, Engine(backend.with_drafter(drafter), codec, own), speculate=kind != "none")
+    systems = {PLAIN: EngineSystem(PLAIN, Engine(backend, codec, alone), speculate=False)}
+    for name, drafter in config.named_drafters.items():
+        own = alone.model_copy(update={"drafter": drafter})
+        systems[name] = EngineSystem(name, Engine(backend.with_drafter(drafter), codec, own))
     return systems
 
 
 def _plain_model(name: str) -> Any:
-    from dspark.config import ModelSource
-
     folder = resolve_folder(ModelSource(model=name))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return model.eval()

@@ -83,6 +83,7 @@ def write_draft_checkpoint(
     try:
         with replaced_folder(folder) as staging:
             save_file(_storable(tensors), staging / SINGLE_FILE, metadata={"format": "pt"})
+            (staging / SINGLE_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
             (staging / CONFIG).write_text(config, encoding="utf-8")
             for path in companions:
                 shutil.copyfile(path, staging / path.name)

@@ -18,6 +18,7 @@ from dspark.deepspec.decoding import Decoder, DecodingPlan
 from dspark.deepspec.fitting import FitOptions, FitResult, fit_temperatures, write_calibration
 from dspark.deepspec.results import EvaluationResult, Report, SweepRow, evaluation_result, sweep_row
 from dspark.deepspec.traces import DecodingTrace
+from dspark.errors import ConfigError
 
 PromptSets = Mapping[str, Sequence[Sequence[int]]]
 """Name -> prompts as token ids."""
@@ -34,9 +35,22 @@ class EvaluationPlan:
 
 
 def read_prompt_sets(decoder: Decoder, paths: Sequence[Path], count: int) -> dict[str, list[list[int]]]:
-    """The first `count` prompts of each JSONL file, or of the shipped held-out prompts where no file is given."""
-    sets = {path.stem: load_prompts(path, count) for path in paths} or {"held-out": load_prompts(None, count)}
+    """The first `count` prompts of each JSONL file, or of the shipped held-out prompts where no file is given.
+
+    Raises ConfigError naming a file without prompts.
+    """
+    sets = {path.stem: _prompts(path, count) for path in paths} or {"held-out": load_prompts(None, count)}
     return {name: [decoder.codec.encode(text) for text in texts] for name, texts in sets.items()}
+
+
+def _prompts(path: Path, count: int) -> list[str]:
+    try:
+        prompts = load_prompts(path, count)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{path}: is no JSONL of prompts ({error!r})", "prompts") from error
+    if not prompts:
+        raise ConfigError(f"{path}: holds no prompt", "prompts")
+    return prompts
 
 
 def evaluate(decoder: Decoder, drafters: Mapping[str, DrafterConfig], prompt_sets: PromptSets, plan: EvaluationPlan) -> Report:

@@ -1,11 +1,12 @@
 """`deepspec evaluate`, `deepspec calibrate` and `deepspec probe`: the command lines of evaluate.py and probing.py. Mounted by cli.py."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from dspark.bench.drafters import drafter_argument
 from dspark.config import DrafterConfig, TargetConfig
 from dspark.errors import ConfigError
 
@@ -97,16 +98,6 @@ def probe(
     own = None if target is None else resolve_folder(ModelSource(model=target))
     count = run(load_block_model(checkpoint, own), inputs, out)
     console.print(f"{count} case(s) written to {out}", markup=False)
-
-
-def drafter_argument(text: str, device: str) -> tuple[str, DrafterConfig]:
-    """`code=block:build/code` as name and configuration. Raises ConfigError."""
-    name, equals, rest = text.partition("=")
-    kind, _, model = rest.partition(":")
-    kinds = [k for k in get_args(DrafterConfig.model_fields["kind"].annotation) if k != "none"]
-    if not (name and equals) or kind not in kinds or (kind != "lookup" and not model):
-        raise ConfigError(f"{text!r}: write it as NAME=KIND:CHECKPOINT, KIND one of {', '.join(kinds)}", "drafters")
-    return name, DrafterConfig.model_validate({"kind": kind, "device": device} | ({"model": model} if model else {}))
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """A bounded cache of target features on disk: what fits its limit is computed once, the rest every time.
 
-One slot per position of a sample, keyed by the sample's tokens. Kept as bfloat16, or as 8-bit floats with a scale per position.
+One entry per sample, keyed by its tokens. Kept as bfloat16, or as 8-bit floats with a scale per position. The limit holds for data
+and index together.
 The cache can be removed at any time; a run gives other last digits with it than without, so a resumed run should keep its choice.
 
 Symbols: B samples, S positions, w numbers per position (m taps and the final hidden state side by side).
@@ -8,6 +9,7 @@ Symbols: B samples, S positions, w numbers per position (m taps and the final hi
 
 import hashlib
 import json
+import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -57,20 +59,21 @@ class CachedFeatures:
         self._identity = identity.encode()
         self._options = options
         self._places: dict[str, _Place] = {}
-        self._used_bytes = 0
+        self._data_bytes = self._index_bytes = 0
         self._full = False
         try:
             options.folder.mkdir(parents=True, exist_ok=True)
-            self._data = (options.folder / DATA).open("a+b")
-            self._index = (options.folder / INDEX).open("a+")
+            self._data, self._index = options.folder / DATA, options.folder / INDEX
+            self._data.touch()
+            self._index.touch()
+            self._read_index()
         except OSError as error:
             raise ConfigError(f"{options.folder}: no feature cache can be kept there ({error})", "cache") from error
-        self._read_index()
 
     @property
     def used_bytes(self) -> int:
         """On disk; at most the limit."""
-        return self._used_bytes
+        return self._data_bytes + self._index_bytes
 
     def view(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> TargetView:
         """See FeatureSource. A batch is read from disk only if all of it is there."""
@@ -88,20 +91,28 @@ class CachedFeatures:
         return hashlib.blake2b(self._identity + np.ascontiguousarray(ids).tobytes(), digest_size=16).hexdigest()
 
     def _keep(self, key: str, values: torch.Tensor, tap_width: int) -> None:
+        if self._full:
+            return
         encoded = self._encode(values)
-        if self._full or self._used_bytes + len(encoded) > self._options.limit_bytes:
+        place = _Place(self._data_bytes, len(encoded), len(values), tap_width)
+        line = json.dumps({"key": key, "dtype": self._options.dtype, "place": astuple(place)}).encode() + b"\n"
+        if self.used_bytes + len(encoded) + len(line) > self._options.limit_bytes:
             return
         try:
-            self._data.write(encoded)
-            self._data.flush()
-            place = _Place(self._used_bytes, len(encoded), len(values), tap_width)
-            self._index.write(json.dumps({"key": key, "dtype": self._options.dtype, "place": astuple(place)}) + "\n")
-            self._index.flush()
+            _append(self._data, encoded)
+            _append(self._index, line)
         except OSError:
             self._full = True  # the disk is smaller than the limit: go on without adding
+            self._cut()
             return
         self._places[key] = place
-        self._used_bytes += len(encoded)
+        self._data_bytes += len(encoded)
+        self._index_bytes += len(line)
+
+    def _cut(self) -> None:
+        """Drop what stands behind the last whole entry."""
+        os.truncate(self._data, self._data_bytes)
+        os.truncate(self._index, self._index_bytes)
 
     def _stored(self, keys: list[str], like: torch.Tensor) -> TargetView:
         rows = [self._decode(self._places[key]) for key in keys]
@@ -123,8 +134,9 @@ class CachedFeatures:
 
     def _decode(self, place: _Place) -> torch.Tensor:
         """[S, w] float32."""
-        self._data.seek(place.start)
-        raw = bytearray(self._data.read(place.num_bytes))
+        with self._data.open("rb") as file:
+            file.seek(place.start)
+            raw = bytearray(file.read(place.num_bytes))
         if self._options.dtype == "bfloat16":
             return torch.frombuffer(raw, dtype=torch.bfloat16).view(place.positions, -1).float()
         rows = torch.frombuffer(raw, dtype=torch.uint8).view(place.positions, -1)
@@ -132,18 +144,23 @@ class CachedFeatures:
 
     def _read_index(self) -> None:
         """Entries whose bytes are all there; a kill may have cut the last one off."""
-        self._index.seek(0)
-        size = (self._options.folder / DATA).stat().st_size
-        for line in self._index:
+        size = self._data.stat().st_size
+        for line in self._index.read_bytes().splitlines(keepends=True):
             try:
                 entry = json.loads(line)
-                place = _Place(*entry["place"])
+                key, dtype, place = entry["key"], entry["dtype"], _Place(*entry["place"])
             except (ValueError, KeyError, TypeError):
                 break
-            if entry["dtype"] != self._options.dtype:
-                raise ConfigError(f"{self._options.folder}: the cache there holds {entry['dtype']}", "cache")
-            if place.start + place.num_bytes > size:
+            if dtype != self._options.dtype:
+                raise ConfigError(f"{self._options.folder}: the cache there holds {dtype}, not {self._options.dtype}", "cache")
+            if not line.endswith(b"\n") or place.start != self._data_bytes or place.start + place.num_bytes > size:
                 break
-            self._places[entry["key"]] = place
-            self._used_bytes = place.start + place.num_bytes
-        self._data.truncate(self._used_bytes)
+            self._places[key] = place
+            self._data_bytes += place.num_bytes
+            self._index_bytes += len(line)
+        self._cut()
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)

@@ -17,8 +17,9 @@ from dspark.deepspec.run_state import RunFolder
 from dspark.deepspec.setup import build_trainee, draft_spec
 from dspark.deepspec.train import RunOptions, Trainer, run
 from dspark.deepspec.workers import OneWorker, Workers
+from dspark.runtime.checkpoint import CONFIG, read_json
 from dspark.runtime.fingerprints import model_fingerprint, tokenizer_fingerprint
-from dspark.runtime.loading import load_tokenizer, resolve_folder
+from dspark.runtime.loading import load_tokenizer, resolve_folder, torch_device
 
 DECODED_PROMPT_TOKENS = 64
 """Of samples that have no prompt of their own."""
@@ -44,6 +45,7 @@ class JobOptions:
 def train(recipe: Recipe, out: Path, options: JobOptions, workers: Workers | None = None) -> None:
     """Run the recipe to its end, from where an earlier call stopped. Raises ConfigError or ModelLoadError for what does not fit."""
     workers = workers or OneWorker()
+    torch_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # young drafters make denormal gradients, which cost a CPU ten times a normal number
@@ -55,13 +57,13 @@ def train(recipe: Recipe, out: Path, options: JobOptions, workers: Workers | Non
         trainer.trainee.compile()
     state = folder.load()
     done = 0 if state is None else state[0]
-    if options.decode_prompts > 0:
+    if options.decode_prompts > 0 and len(trainer.held_out_samples) > 0:
         options = replace(options, run=replace(options.run, decode=_decode(recipe, options, trainer.held_out_samples)))
     if workers.rank > 0:
         run(trainer, folder, recipe.training, workers, options.run)
         return
     with board(out, recipe.training.num_steps, done) as shown:
-        run(trainer, folder, recipe.training, workers, replace(options.run, on_step=shown.step))
+        run(trainer, folder, recipe.training, workers, replace(options.run, on_step=shown.step, on_value=shown.value))
 
 
 def _decode(recipe: Recipe, options: JobOptions, held_out: SampleSet) -> Callable[[Path], float]:
@@ -95,13 +97,20 @@ def build_trainer(recipe: Recipe, options: JobOptions, workers: Workers) -> Trai
         recipe.data_paths,
         max_length=recipe.training.max_length,
         tokenizer_fingerprint=tokenizer_fingerprint(target),
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=int(read_json(target / CONFIG)["vocab_size"]),  # the tokenizer's own count leaves added tokens out
     )
     split = samples.split(recipe.training.held_out_fraction, recipe.training.seed)
     dtype = torch.bfloat16 if recipe.training.precision == "bfloat16" and options.device != "cpu" else torch.float32
     online = OnlineFeatures(target, () if spec is None else spec.tap_layers, options.device, dtype)
     source: FeatureSource = online
     if options.cache is not None:
-        source = CachedFeatures(online, f"{model_fingerprint(target)} {online.tap_layers}", options.cache)
+        source = CachedFeatures(online, f"{model_fingerprint(target)} {online.tap_layers}", _own_part(options.cache, workers))
     trainee = build_trainee(recipe, online, spec, split[0])
     return Trainer(trainee, online, source, split, recipe.training, workers, options.device)
+
+
+def _own_part(cache: CacheOptions, workers: Workers) -> CacheOptions:
+    """Each worker has a folder and a share of the limit to itself."""
+    if workers.size == 1:
+        return cache
+    return replace(cache, folder=cache.folder / f"worker{workers.rank}", limit_bytes=cache.limit_bytes // workers.size)

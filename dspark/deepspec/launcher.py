@@ -4,39 +4,131 @@ The only file of the core that knows Ray; it needs the `ray-train` extra.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+from dspark.deepspec.board import Board, board
 from dspark.deepspec.job import JobOptions, train
 from dspark.deepspec.recipe import Recipe
+from dspark.deepspec.run_state import MetricsReader, RunFolder, disk_errors_told
+from dspark.deepspec.train import StepRecord
 from dspark.deepspec.workers import ProcessGroup
-from dspark.errors import ConfigError
+from dspark.errors import ConfigError, DSparkError
+
+MAX_RESTARTS = 3
+"""After workers that died (a node went away, memory ran out). An error that one of them raised would only come again."""
+FOLLOW_EVERY_S = 0.5
+WORKER_ERROR = "worker_error.txt"
 
 
 def train_on_ray(recipe: Recipe, out: Path, options: JobOptions, num_workers: int) -> None:
     """Run the job on `num_workers` workers of the Ray cluster at RAY_ADDRESS, or of one started here. `out` must be seen by all of them.
 
-    Raises ConfigError where Ray Train is missing or the batch is smaller than the number of workers.
+    Raises ConfigError where Ray Train is missing or the recipe does not fit, and whatever DSparkError a worker met.
     """
     if recipe.training.batch_size < num_workers:
         raise ConfigError(
             f"training.batch_size ({recipe.training.batch_size}) is below the number of workers ({num_workers})", "training.batch_size"
         )
-    try:
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise ConfigError(f"several workers need Ray Train: pip install 'dspark[ray-train]' ({error})", "workers") from error
+    folder = RunFolder(out.resolve())
+    folder.claim(recipe)  # here too: what does not fit is told before a cluster is started
+    with _cluster(num_workers), _shown(folder, recipe.training.num_steps):
+        for restarts_left in reversed(range(MAX_RESTARTS + 1)):
+            if _finished(recipe, folder, options, num_workers, restarts_left):
+                return
+
+
+def _finished(recipe: Recipe, folder: RunFolder, options: JobOptions, num_workers: int, restarts_left: int) -> bool:
+    """Run workers until they are done or fail; False if they died and may be started anew."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    job = {"recipe": recipe.model_dump_json(), "out": str(folder.folder), "options": options, "cwd": str(Path.cwd())}
     trainer: Any = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe.model_dump_json(), "out": str(out.resolve()), "options": options, "folder": str(Path.cwd())},
+        train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=options.device.startswith("cuda")),
-        run_config=RunConfig(storage_path=str((out / "ray").resolve())),
+        run_config=RunConfig(storage_path=str(folder.folder / "ray")),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raised = _raised(error)
+        if not raised and restarts_left > 0:
+            return False
+        raise _told(error, raised, folder) from None
+    return True
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(job: dict[str, Any]) -> None:
     """One worker, inside the process group that Ray Train made."""
-    os.chdir(config["folder"])  # relative paths of the recipe are the caller's
-    train(Recipe.model_validate_json(config["recipe"]), Path(config["out"]), config["options"], ProcessGroup())
+    os.chdir(job["cwd"])  # relative paths of the recipe are the caller's
+    train(Recipe.model_validate_json(job["recipe"]), Path(job["out"]), job["options"], ProcessGroup())
+
+
+def _raised(error: Any) -> list[BaseException]:
+    """What the workers' own code raised; Ray wraps it. A worker that died has raised nothing."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
+
+
+def _told(error: Exception, raised: list[BaseException], folder: RunFolder) -> DSparkError:
+    """The one error that explains the others: peers of a worker that stops fail too, because it no longer answers."""
+    for cause in raised:
+        if isinstance(cause, DSparkError):
+            return cause
+    path = folder.folder / WORKER_ERROR
+    with disk_errors_told(path):
+        path.write_text(f"{error}\n")
+    reason = raised[0] if raised else str(error).strip().splitlines()[-1]
+    return DSparkError(f"a training worker failed ({reason}); {path} has all of it. The same command goes on from the last saved state")
+
+
+@contextmanager
+def _cluster(num_workers: int) -> Iterator[None]:
+    """A connection to Ray. Raises ConfigError where Ray Train is missing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.train
+    except ImportError as error:
+        raise ConfigError(f"several workers need Ray Train: pip install 'dspark[ray-train]' ({error})", "workers") from error
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _shown(folder: RunFolder, num_steps: int) -> Iterator[None]:
+    """A bar here, from what the first worker writes; TensorBoard is that worker's."""
+    state = folder.load()
+    done, stop = 0 if state is None else state[0], Event()
+    with board(folder.folder, num_steps, done, tensorboard=False) as shown:
+        thread = Thread(target=_follow, args=(folder, shown, done, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _follow(folder: RunFolder, shown: Board, done: int, stop: Event) -> None:
+    """Show each step as it is logged, and at the end those that are left."""
+    reader, stopped = MetricsReader(folder), False
+    while not stopped:
+        stopped = stop.wait(FOLLOW_EVERY_S)
+        for record in reader.new_records():
+            if "loss" in record and record["step"] > done:
+                done = record["step"]
+                shown.step(StepRecord(**record))

@@ -39,7 +39,10 @@ def probe(model: BlockModel, inputs: Path, out: Path) -> int:
     results: dict[str, torch.Tensor] = {}
     for case in cases:
         results |= {f"{case}.{name}": value for name, value in _run(model, inputs, case, given).items()}
-    save_file(results, out)
+    try:
+        save_file(results, out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{out}: cannot be written ({error})", "out") from error
     return len(cases)
 
 

@@ -15,7 +15,7 @@ from dspark.deepspec.features import OnlineFeatures
 from dspark.deepspec.losses import LossWeights
 from dspark.deepspec.recipe import DrafterShape, Recipe
 from dspark.deepspec.trainees import BlockTrainee, EagleTrainee, LanguageModelTrainee, Trainee
-from dspark.deepspec.warm_start import start_block, start_eagle
+from dspark.deepspec.warm_start import start_block, start_eagle, with_head
 from dspark.drafting.block_model import BlockModel
 from dspark.drafting.eagle_model import EagleModel
 from dspark.drafting.shared_weights import SharedWeights
@@ -80,7 +80,7 @@ def build_trainee(recipe: Recipe, features: OnlineFeatures, spec: DraftSpec | No
     if spec.kind == "block":
         model = BlockModel(spec, shared)
         if start is not None:
-            model.load(start.tensors, start.folder)
+            model.load(with_head(start.tensors, start.spec, spec), start.folder)
         elif recipe.drafter.start == "target":
             start_block(model, features.model)
         return BlockTrainee(model, weights)

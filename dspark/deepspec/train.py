@@ -16,9 +16,10 @@ from dspark.deepspec.features import FeatureSource, OnlineFeatures
 from dspark.deepspec.losses import LossSums
 from dspark.deepspec.optimizers import Optimizers
 from dspark.deepspec.recipe import TrainingConfig
-from dspark.deepspec.run_state import RunFolder
+from dspark.deepspec.run_state import RunFolder, disk_errors_told
 from dspark.deepspec.trainees import Trainee
 from dspark.deepspec.workers import Workers
+from dspark.errors import ConfigError, ModelLoadError
 
 HELD_OUT_SAMPLES = 64
 CHECKPOINT = "checkpoint"
@@ -76,7 +77,12 @@ class Trainer:
         workers: Workers,
         device: str,
     ) -> None:
-        """`samples` are those to learn from and those held out; `source` may be a cache before `online`."""
+        """`samples` are those to learn from and those held out; `source` may be a cache before `online`.
+
+        Raises ConfigError where nothing is left to learn from.
+        """
+        if len(samples[0]) == 0:
+            raise ConfigError("all samples are held out; give more of them or a smaller held_out_fraction", "training.held_out_fraction")
         self.trainee = trainee.to(device)
         self.step = 0
         self._online = online
@@ -86,6 +92,7 @@ class Trainer:
         self._workers = workers
         self._device = device
         self._optimizers = Optimizers(trainee.trained(), config)
+        self._epoch, self._order = 0, order(len(self._samples), config.seed, 0)
 
     @property
     def held_out_samples(self) -> SampleSet:
@@ -117,7 +124,8 @@ class Trainer:
             return []
         chosen = [self._anchored(self._held_out, index, (self._config.seed, index)) for index in range(count)]
         self.trainee.eval()
-        sums = [self._sums(batch) for batch in self._micro_batches(chosen)]
+        # Online, so that the numbers of two runs compare whatever their caches hold.
+        sums = [self._sums(batch, self._online) for batch in self._micro_batches(chosen)]
         return Totals.of(sums).acceptance()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -126,10 +134,13 @@ class Trainer:
         return weights | {f"optimizer.{name}": tensor.cpu() for name, tensor in self._optimizers.tensors()}
 
     def restore(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on after `step` steps of an earlier run."""
+        """Go on after `step` steps of an earlier run. Raises ModelLoadError for the state of another drafter."""
         with torch.no_grad():
             for name, parameter in self.trainee.trained():
-                parameter.copy_(tensors[f"model.{name}"])
+                stored = tensors.get(f"model.{name}")
+                if stored is None or stored.shape != parameter.shape:
+                    raise ModelLoadError(f"the saved state is not this drafter's: tensor {name!r} is missing or of another shape")
+                parameter.copy_(stored)
         prefix = "optimizer."
         self._optimizers.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
         self.step = step
@@ -140,14 +151,10 @@ class Trainer:
         chosen = []
         for place in range(step * size, (step + 1) * size):
             epoch, offset = divmod(place, total)
-            index = int(self._order(epoch)[offset])
-            chosen.append(self._anchored(self._samples, index, (self._config.seed, place)))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, order(total, self._config.seed, epoch)
+            chosen.append(self._anchored(self._samples, int(self._order[offset]), (self._config.seed, place)))
         return chosen
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._epoch_order = epoch, torch.from_numpy(order(len(self._samples), self._config.seed, epoch))
-        return self._epoch_order
 
     def _anchored(self, samples: SampleSet, index: int, seed: tuple[int, ...]) -> AnchoredSample:
         return with_anchors(samples[index], self._config.num_anchors, seed)
@@ -159,18 +166,18 @@ class Trainer:
         return max(1.0, float(sum((anchored.num_valid(size) * weights).sum() for anchored in chosen)))
 
     def _micro_batches(self, chosen: Sequence[AnchoredSample]) -> Iterator[Batch]:
-        size = self._config.micro_batch_size or len(chosen)
-        for start in range(0, len(chosen), max(1, size)):
+        size = self._config.micro_batch_size or self._config.batch_size
+        for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             yield collate(part, self._config.num_anchors, self.trainee.block_size, self._device)
 
     def _backward(self, batch: Batch, norm: float) -> LossSums:
-        sums = self._sums(batch)
+        sums = self._sums(batch, self._source)
         torch.autograd.backward(sums.total / norm)
         return sums
 
-    def _sums(self, batch: Batch) -> LossSums:
-        view = self._source.view(batch.token_ids, batch.lengths)
+    def _sums(self, batch: Batch, source: FeatureSource) -> LossSums:
+        view = source.view(batch.token_ids, batch.lengths)
         target_logits = self._online.logits(batch.gather(view.hidden))
         with torch.autocast(self._device.split(":")[0], torch.bfloat16, enabled=self._config.precision == "bfloat16"):
             sums: LossSums = self.trainee(view, batch, target_logits)
@@ -187,6 +194,8 @@ class RunOptions:
     decode: Callable[[Path], float] | None = None
     """tau of a checkpoint by real decoding, at every save; None leaves it out."""
     on_step: Callable[[StepRecord], None] = lambda _: None
+    on_value: Callable[[int, str, float], None] = lambda *_: None
+    """Numbers that come now and then: step, name, value."""
 
 
 def run(trainer: Trainer, folder: RunFolder, config: TrainingConfig, workers: Workers, options: RunOptions) -> None:
@@ -205,8 +214,8 @@ def run(trainer: Trainer, folder: RunFolder, config: TrainingConfig, workers: Wo
             folder.log(_line(record))
             options.on_step(record)
         if writes and (last or trainer.step % options.held_out_every == 0):
-            _keep_best(trainer, folder)
-        if writes and (last or time.monotonic() - saved_s > options.save_every_s):
+            _keep_best(trainer, folder, options)
+        if writes and (last or time.monotonic() - saved_s >= options.save_every_s):
             save(trainer, folder, options)
             saved_s = time.monotonic()
         if last:
@@ -214,14 +223,16 @@ def run(trainer: Trainer, folder: RunFolder, config: TrainingConfig, workers: Wo
 
 
 def save(trainer: Trainer, folder: RunFolder, options: RunOptions) -> None:
-    """State first: what a resumed run needs; then the drafter as it is now, and how well it does."""
+    """The drafter as it is now, then the state: a kill between the two repeats some steps, and no run ends without its checkpoint."""
+    _save_drafter(trainer, folder, CHECKPOINT)
     folder.save(trainer.step, trainer.tensors())
-    trainer.trainee.save(folder.folder / CHECKPOINT, torch.bfloat16)
     if options.decode is not None:
-        folder.log({"step": trainer.step, "held_out_tau": options.decode(folder.folder / CHECKPOINT)})
+        tau = options.decode(folder.folder / CHECKPOINT)
+        folder.log({"step": trainer.step, "held_out_tau": tau})
+        options.on_value(trainer.step, "held_out_tau", tau)
 
 
-def _keep_best(trainer: Trainer, folder: RunFolder) -> None:
+def _keep_best(trainer: Trainer, folder: RunFolder, options: RunOptions) -> None:
     """Log the held-out acceptance; a drafter better than all before is kept."""
     acceptance = trainer.held_out()
     if not acceptance:
@@ -229,8 +240,14 @@ def _keep_best(trainer: Trainer, folder: RunFolder) -> None:
     expected = expected_tau(acceptance)
     earlier = [record["held_out_expected_tau"] for record in folder.records() if "held_out_expected_tau" in record]
     folder.log({"step": trainer.step, "held_out_acceptance": acceptance, "held_out_expected_tau": expected})
+    options.on_value(trainer.step, "held_out_expected_tau", expected)
     if expected > max(earlier, default=0.0):
-        trainer.trainee.save(folder.folder / BEST, torch.bfloat16)
+        _save_drafter(trainer, folder, BEST)
+
+
+def _save_drafter(trainer: Trainer, folder: RunFolder, name: str) -> None:
+    with disk_errors_told(folder.folder / name):
+        trainer.trainee.save(folder.folder / name, torch.bfloat16)
 
 
 def expected_tau(acceptance: Sequence[float]) -> float:

@@ -29,7 +29,8 @@ def train(
     cache_gb: Annotated[float, typer.Option(min=0.0, help="Keep target features on disk up to this size; 0 computes them online.")] = 0.0,
     cache_dtype: Annotated[str, typer.Option(help="bfloat16 or float8.")] = "bfloat16",
     workers: Annotated[int, typer.Option(min=1, help="More than one: Ray Train starts so many (extra `ray-train`).")] = 1,
-    save_every_s: Annotated[float, typer.Option(min=1.0, help="Seconds between saved states.")] = 300.0,
+    save_every_s: Annotated[float, typer.Option(min=0.0, help="Seconds between saved states; 0 saves after every step.")] = 300.0,
+    held_out_every: Annotated[int, typer.Option(min=1, help="Steps between looks at the held-out samples.")] = 200,
     decode: Annotated[int, typer.Option(min=0, help="Held-out prompts decoded at every save for a real tau; 0: none.")] = 8,
 ) -> None:
     """Train a drafter for a target: DSpark, DFlash, EAGLE-3-style or a small language model."""
@@ -44,7 +45,7 @@ def train(
         compile=compile_,
         cache=_cache(out, cache_gb, cache_dtype),
         decode_prompts=decode,
-        run=RunOptions(save_every_s=save_every_s),
+        run=RunOptions(save_every_s=save_every_s, held_out_every=held_out_every),
     )
     if workers == 1:
         run_job(chosen, out, options)

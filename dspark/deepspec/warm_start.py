@@ -12,6 +12,9 @@ from torch import nn
 
 from dspark.drafting.block_model import BlockModel
 from dspark.drafting.eagle_model import EagleModel
+from dspark.drafting.heads import W1_STD
+from dspark.errors import ConfigError
+from dspark.runtime.draft_spec import DraftSpec
 
 
 def start_block(model: BlockModel, target: Any) -> None:
@@ -55,3 +58,34 @@ def _copy_where_shapes_agree(own: nn.Module, theirs: nn.Module) -> None:
         for name, parameter in own.named_parameters():
             if name in given and given[name].shape == parameter.shape:
                 parameter.copy_(given[name])
+
+
+def with_head(tensors: dict[str, torch.Tensor], before: DraftSpec, spec: DraftSpec) -> dict[str, torch.Tensor]:
+    """A trained drafter's tensors for a specification with a larger sequential head: from vanilla to rnn, of no lower rank.
+
+    The new head starts as the old one: its output is half of W1[x], small enough for tanh to leave it nearly alone, and W2 doubles it.
+    Raises ConfigError for any other change.
+    """
+    if (before.head, before.markov_rank) == (spec.head, spec.markov_rank):
+        return tensors
+    if (before.head, spec.head) != ("vanilla", "rnn") or before.markov_rank > spec.markov_rank:
+        raise ConfigError(
+            f"a {before.head} head of rank {before.markov_rank} cannot go on as {spec.head} of rank {spec.markov_rank}", "drafter.head"
+        )
+    rank, added = spec.markov_rank, spec.markov_rank - before.markov_rank
+    joint = torch.zeros(3 * rank, 2 * rank + spec.hidden_size)  # reads [s; W1[x]; h], gives (gate, candidate, output)
+    nn.init.normal_(joint[: 2 * rank], std=joint.shape[1] ** -0.5)
+    joint[2 * rank :, rank : 2 * rank] = 0.5 * torch.eye(rank)
+    w1, w2 = (tensors[f"markov_head.{name}.weight"].float() for name in ("markov_w1", "markov_w2"))
+    grown = dict(tensors)
+    grown["markov_head.joint_proj.weight"] = joint
+    grown["markov_head.joint_proj.bias"] = torch.zeros(3 * rank)
+    grown["markov_head.markov_w1.weight"] = torch.cat((w1, W1_STD * torch.randn(len(w1), added)), dim=1)
+    grown["markov_head.markov_w2.weight"] = torch.cat((2 * w2, torch.zeros(len(w2), added)), dim=1)
+    return _with_confidence_input(grown, added) if spec.confidence_with_markov else grown
+
+
+def _with_confidence_input(tensors: dict[str, torch.Tensor], added: int) -> dict[str, torch.Tensor]:
+    """The confidence head reads W1[x] too: its new inputs start unheard."""
+    weight = tensors["confidence_head.proj.weight"].float()
+    return tensors | {"confidence_head.proj.weight": torch.cat((weight, torch.zeros(1, added)), dim=1)}

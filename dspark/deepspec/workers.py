@@ -20,6 +20,10 @@ class Workers(Protocol):
     def rank(self) -> int:
         """0 is the one that writes files and draws bars."""
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This worker's part; the parts of all workers are the whole."""
 
@@ -35,6 +39,7 @@ class OneWorker:
     """Implements Workers alone."""
 
     rank: int = 0
+    size: int = 1
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """See Workers."""
@@ -58,6 +63,11 @@ class ProcessGroup:
     def rank(self) -> int:
         """See Workers."""
         return self._rank
+
+    @property
+    def size(self) -> int:
+        """See Workers."""
+        return self._size
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """See Workers."""

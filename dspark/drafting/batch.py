@@ -174,6 +174,13 @@ class CachedDrafter(ABC, Generic[SessionT]):
             score = odds[index] * (session.chain.scores[-1] if len(session.chain) else 1.0)
             session.chain.add(tokens[index], score, gaps[index], log_probs[index])
 
+    @staticmethod
+    def _make_noise(sessions: Sequence[DraftSession], sampler: Sampler) -> None:
+        """For all positions to come: one by one, they cost many small operations each."""
+        depth = max(session.depth for session in sessions)
+        rows = [RowSampling(s.context.sampling, s.base_length + k) for k in range(depth) for s in sessions if k < s.depth]
+        sampler.make_noise(rows)
+
     def _log_draft_probs(self, logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """[S] of the tokens chosen from `logits` [S, V], by the drafter's own unprocessed distribution; only traces want it."""
         if self.listener is None:

@@ -128,30 +128,32 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
     def _chains(self, sessions: Sequence[_BlockSession], hidden: torch.Tensor) -> _Chains:
         """Left to right: add the sequential head's bias, choose, go on from the choice."""
         model, depth = self._model, max(session.depth for session in sessions)
-        base = model.base_logits(hidden[:, :depth])  # [S, depth, Vd]
+        hidden = hidden[:, :depth]
+        base = model.base_logits(hidden)  # [S, depth, Vd]
         token_before = torch.tensor([session.context.token_ids[-1] for session in sessions], device=self._device)
         state: torch.Tensor | None = None
-        tokens, gaps, confidence, log_probs = [], [], [], []
+        tokens, gaps, embedded, log_probs = [], [], [], []
+        self._make_noise(sessions, self._sampler)
         for k in range(depth):
-            logits, embedded = base[:, k], None
+            logits = base[:, k]
             if model.markov_head is not None:
                 step = model.markov_head(hidden[:, k], token_before, state)
-                logits, embedded, state = logits + step.bias, step.embedded, step.state
+                logits, state = logits + step.bias, step.state
+                embedded.append(step.embedded)
             rows = [RowSampling(session.context.sampling, session.base_length + k) for session in sessions]
             logits = model.vocabulary.to_target_logits(logits)
             choice = self._sampler.choose_with_gaps(logits, rows)
-            confidence.append(self._confidence(hidden[:, k], embedded))
             log_probs.append(self._log_draft_probs(logits, choice.token_ids))
             token_before = choice.token_ids
             tokens.append(choice.token_ids)
             gaps.append(choice.gaps)
-        return _Chains(
-            torch.stack(tokens, 1).tolist(), torch.stack(gaps, 1), torch.stack(confidence, 1), torch.stack(log_probs, 1)
-        )
+        confidence = self._confidence(hidden, torch.stack(embedded, 1) if embedded else None)
+        return _Chains(torch.stack(tokens, 1).tolist(), torch.stack(gaps, 1), confidence, torch.stack(log_probs, 1))
 
     def _confidence(self, hidden: torch.Tensor, embedded: torch.Tensor | None) -> torch.Tensor:
+        """[S, depth] logits of all positions at once, for `hidden` [S, depth, d] and W1 of the tokens before [S, depth, r]."""
         if self._model.confidence_head is None:
-            return torch.full((len(hidden),), UNKNOWN)
+            return torch.full(hidden.shape[:2], UNKNOWN)
         logits: torch.Tensor = self._model.confidence_head(hidden, embedded)
         return logits
 

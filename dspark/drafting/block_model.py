@@ -23,7 +23,7 @@ from dspark.drafting.vocabulary import DraftVocabulary
 from dspark.errors import ModelLoadError
 from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
-from dspark.runtime.layer_stack import LayerStack
+from dspark.runtime.layer_stack import LayerStack, within_window
 from dspark.runtime.projection import FeatureProjection
 
 BLOCK_ATTENTION = "dspark_block"
@@ -37,6 +37,8 @@ class BlockContext:
 
     keys_values: list[tuple[torch.Tensor, torch.Tensor]]  # per layer, each [B, H_kv, S, D]
     visible: torch.Tensor  # [B, 1, R, S + R] bool
+    positions: torch.Tensor  # [B, R] of the rows
+    key_positions: torch.Tensor  # [B, S + R]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,10 @@ class BlockModel(nn.Module):
         A block sees the context before its anchor, and all of itself.
         """
         batch, num_positions = taps.shape[:2]
-        block = torch.arange(self.spec.block_size, device=anchors.device)
+        block = torch.arange(self.spec.block_size, device=anchors.device)  # [K]
         inputs = self.block_inputs(anchor_ids).flatten(1, 2)  # [B, R, d]
         positions = (anchors.unsqueeze(-1) + block).flatten(1)  # [B, R]
-        context = self._context(self.project(taps.to(inputs.dtype)), _visible(anchors, len(block), num_positions))
+        context = self._context(self.project(taps.to(inputs.dtype)), positions, _visible(anchors, len(block), num_positions))
         output = self.stack.run(inputs, positions, context=context)
         return output.view(batch, -1, self.spec.block_size, output.shape[-1])
 
@@ -166,11 +168,11 @@ class BlockModel(nn.Module):
                 ids[0, 0, k + 1] = chosen
         return logits, self.vocabulary.to_target_ids(logits.draft[0, 0].argmax(-1))
 
-    def _context(self, projected: torch.Tensor, visible: torch.Tensor) -> BlockContext:
+    def _context(self, projected: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> BlockContext:
         places = torch.arange(projected.shape[1], device=projected.device).expand(projected.shape[:2])
         rotations = self.stack.rotations(projected, places)
         per_layer = [self.stack.context_keys_values(layer, projected, rotations) for layer in range(len(self.layers))]
-        return BlockContext(per_layer, visible)
+        return BlockContext(per_layer, visible, positions, torch.cat((places, positions), dim=1))
 
 
 def block_attention(
@@ -180,24 +182,23 @@ def block_attention(
     value: torch.Tensor,  # [B, H_kv, R, D]
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     softcap: float | None = None,
     *,
     context: BlockContext,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Blocks against their context and themselves, differentiable; returns [B, R, H, D].
-
-    Not for sliding layers longer than their window: blocks are trained on sequences that fit it.
-    """
+    """Blocks against their context and themselves, differentiable; returns [B, R, H, D]."""
+    visible = within_window(context.visible, context.positions, context.key_positions, sliding_window)
     context_keys, context_values = context.keys_values[module.layer_idx]
     keys, values = torch.cat((context_keys, key), dim=2), torch.cat((context_values, value), dim=2)
     groups = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     if softcap is None:
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=context.visible, scale=scaling)
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=scaling)
     else:
         scores = query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~context.visible, float("-inf"))
+        scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~visible, float("-inf"))
         attended = scores.softmax(-1) @ values
     return attended.transpose(1, 2), None
 

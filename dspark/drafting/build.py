@@ -55,9 +55,9 @@ def load_drafter(config: DrafterConfig, target: ModelSource) -> LoadedDrafter:
 def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path) -> LoadedDrafter:
     """A feature-reading drafter from a checkpoint in memory, for the target in a folder."""
     spec = checkpoint.spec
-    check_target(checkpoint.folder, spec, target)
     if spec.target_fingerprint not in ("", model_fingerprint(target)):
         raise FingerprintMismatch(f"{checkpoint.folder} was trained for another target than {target}")
+    check_target(checkpoint.folder, spec, target)
     dtype = DTYPES[config.dtype]
     shared = SharedWeights.from_folder(target, dtype, config.device)
     projection = FeatureProjection(spec, checkpoint.fingerprint)

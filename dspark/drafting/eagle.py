@@ -84,8 +84,10 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
     def _run(self, sessions: Sequence[_EagleSession]) -> None:
         self._cache_rows([session for session in sessions if len(session.news.vectors)])
         growing = [session for session in sessions if session.depth > 0]
-        outputs = [session.last_output for session in growing if session.last_output is not None]
-        hidden = torch.stack(outputs) if growing else torch.empty(0)
+        if not growing:
+            return
+        self._make_noise(growing, self._sampler)
+        hidden = torch.stack([session.last_output for session in growing if session.last_output is not None])
         while growing:
             self._extend(growing, self._model.vocabulary.to_target_logits(self._model.logits(hidden)), self._sampler)
             kept = [i for i, session in enumerate(growing) if len(session.chain) < session.depth]

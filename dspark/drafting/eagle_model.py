@@ -21,17 +21,18 @@ from dspark.drafting.vocabulary import DraftVocabulary
 from dspark.errors import ModelLoadError, UnsupportedModel
 from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
-from dspark.runtime.layer_stack import LayerStack, family_norm
+from dspark.runtime.layer_stack import LayerStack, family_norm, within_window
 
 EAGLE_ATTENTION = "dspark_eagle"
-VOCABULARY_TENSORS = ("d2t", "t2d", "embed_tokens.weight")
+NOT_PARAMETERS = ("d2t", "t2d", "embed_tokens.weight")
 
 
 @dataclass(slots=True)
 class ChainMemory:
     """Keys and values of the passes so far, for training: the context's rows, then one row per anchor and pass."""
 
-    visible: torch.Tensor | None = None  # [B or 1, 1, R, all keys] bool of the coming pass
+    visible: torch.Tensor  # [B or 1, 1, R, all keys] bool of the coming pass
+    positions: list[torch.Tensor] = field(default_factory=list)  # each [B, S or A], the coming pass's too
     keys: list[torch.Tensor] = field(default_factory=list)  # each [B, H_kv, S or A, D]
     values: list[torch.Tensor] = field(default_factory=list)
 
@@ -60,19 +61,26 @@ class EagleModel(nn.Module):
     def from_checkpoint(
         cls, checkpoint: DraftCheckpoint, shared: SharedWeights, attention: str = EAGLE_ATTENTION
     ) -> "EagleModel":
-        """The trained drafter. Raises ModelLoadError naming a tensor that is missing, unknown or misshapen."""
+        """The trained drafter; an embedding of its own, where the checkpoint has one, replaces the shared one.
+
+        Raises ModelLoadError naming a tensor that is missing, unknown or misshapen.
+        """
+        tensors = checkpoint.tensors
         vocabulary = DraftVocabulary.whole(checkpoint.spec.vocab_size)
-        if "d2t" in checkpoint.tensors:
-            vocabulary = DraftVocabulary.from_offsets(checkpoint.tensors["d2t"], checkpoint.spec.vocab_size)
+        if "d2t" in tensors:
+            vocabulary = DraftVocabulary.from_offsets(tensors["d2t"], checkpoint.spec.vocab_size)
+        if "embed_tokens.weight" in tensors:
+            shared = shared.replaced_by({"embed_tokens.weight": tensors["embed_tokens.weight"]})
         model = cls(checkpoint.spec, shared, vocabulary, attention)
-        model.load(checkpoint.tensors, checkpoint.folder)
+        # Whoever has the whole vocabulary may leave the LM head out: then it is the target's, as it is already.
+        model.load({"lm_head.weight": model.lm_head.weight} | tensors, checkpoint.folder)
         return model.eval().requires_grad_(False)
 
     def load(self, tensors: dict[str, torch.Tensor], folder: Path | str) -> None:
         """Take over all of this model's own tensors, in its own precision."""
         wanted = dict(self.named_parameters())
-        given = {name: tensor for name, tensor in tensors.items() if name not in VOCABULARY_TENSORS}
-        for name in {*wanted, *given}:
+        given = {name: tensor for name, tensor in tensors.items() if name not in NOT_PARAMETERS}
+        for name in dict.fromkeys((*wanted, *given)):
             if name not in given or name not in wanted or given[name].shape != wanted[name].shape:
                 raise ModelLoadError(f"{folder}: tensor {name!r} is missing, unknown or of another shape")
         with torch.no_grad():
@@ -119,16 +127,18 @@ class EagleModel(nn.Module):
         position the layer reads its own output instead of features.
         """
         num_positions = token_ids.shape[1]
-        places = torch.arange(num_positions, device=token_ids.device)
-        memory = ChainMemory(visible=(places.unsqueeze(0) <= places.unsqueeze(1))[None, None])
+        places = torch.arange(num_positions, device=token_ids.device).expand_as(token_ids)
+        causal = torch.ones(num_positions, num_positions, dtype=torch.bool, device=token_ids.device).tril()
+        memory = ChainMemory(causal[None, None], [places])
         next_tokens = torch.cat((token_ids[:, 1:], token_ids[:, -1:]), dim=1)
-        output = self.rows(next_tokens, self.fc(taps), places.expand_as(token_ids), memory=memory)
+        output = self.rows(next_tokens, self.fc(taps), places, memory=memory)
         before = (anchors - 1).unsqueeze(-1)  # [B, A, 1] the row that predicts the first draft position
         hidden = output.gather(1, before.expand(-1, -1, output.shape[-1]))  # [B, A, d]
         pieces = [hidden]
         for k in range(1, self.spec.block_size):
             memory.visible = _chain_visible(anchors, num_positions, k)
-            hidden = self.rows(tokens_before[:, :, k], hidden, anchors - 1 + k, memory=memory)
+            memory.positions.append(anchors - 1 + k)
+            hidden = self.rows(tokens_before[:, :, k], hidden, memory.positions[-1], memory=memory)
             pieces.append(hidden)
         return self.logits(torch.stack(pieces, dim=2))
 
@@ -140,6 +150,7 @@ def eagle_attention(
     value: torch.Tensor,  # [B, H_kv, R, D]
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     *,
     memory: ChainMemory,
     **_: Any,
@@ -150,7 +161,8 @@ def eagle_attention(
     groups = query.shape[1] // key.shape[1]
     keys = torch.cat(memory.keys, dim=2).repeat_interleave(groups, 1)
     values = torch.cat(memory.values, dim=2).repeat_interleave(groups, 1)
-    attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=memory.visible, scale=scaling)
+    visible = within_window(memory.visible, memory.positions[-1], torch.cat(memory.positions, dim=1), sliding_window)
+    attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=scaling)
     return attended.transpose(1, 2), None
 
 

@@ -27,7 +27,7 @@ from dspark.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-DEMO_MODELS = {"demo:target": "target", "demo:drafter": "drafter"}
+DEMO_MODELS = {"demo:target": "target", "demo:drafter": "drafter", "demo:dspark": "dspark"}
 
 #: Weights as safetensors, configuration, tokenizer. Never a pickle, never code.
 ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")

@@ -1,10 +1,9 @@
 """Decoder layers of a model family taken out of their model: what trained drafters are built from.
 
-The layers are transformers' own, so norms, rotary embedding, activation and scaling are the family's (Qwen, Llama, Mistral, Gemma, ...)
-as the configuration says. What this file adds is a loop over them, and keys and values made from a context vector instead of a
-hidden state (paper, "Semi-autoregressive drafter": K = [W_K H_ctx; W_K H_block]).
+The layers are transformers' own, so norms, rotary embedding, activation and scaling are the family's as the configuration says. What
+this file adds is a loop over them, and keys and values made from a context vector instead of a hidden state (paper, "Semi-autoregressive drafter": K = [W_K H_ctx; W_K H_block]).
 
-Symbols: B batch, R rows, d hidden size, H_kv key/value heads, D head size.
+Symbols: B batch, R rows, L keys, d hidden size, H_kv key/value heads, D head size.
 """
 
 import inspect
@@ -17,18 +16,24 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from dspark.errors import UnsupportedModel
 
+FAMILIES = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"})
+"""Whose layers `LayerStack` runs as their own model does, by test. Others scale embeddings or logits, clip or join projections, norm
+values, leave out rotation in some layers or have attention sinks: nothing would fail, and drafts would be worse than trained."""
+
 Rotations = dict[str | None, tuple[torch.Tensor, torch.Tensor]]
 """(cos, sin), each [B, R, D], by layer type; None where all layers rotate alike."""
 
 
 def layers_config(layers: dict[str, Any], attention: str) -> PreTrainedConfig:
-    """The configuration object of `DraftSpec.layers`. Raises UnsupportedModel for a model type that transformers does not know."""
+    """The configuration object of `DraftSpec.layers`. Raises UnsupportedModel for a family whose layers cannot be draft layers."""
+    if layers["model_type"] not in FAMILIES:
+        raise UnsupportedModel(f"draft layers of type {layers['model_type']!r} are not offered; those of {', '.join(sorted(FAMILIES))} are")
     values = {key: value for key, value in layers.items() if key not in ("model_type", "vocab_size", "pad_token_id")}
     try:
         # The embedding is the target's: a table of one row keeps its place until then.
         config: PreTrainedConfig = AutoConfig.for_model(layers["model_type"], **values, vocab_size=1, pad_token_id=None)
     except Exception as error:  # each family's own configuration class raises what it likes
-        raise UnsupportedModel(f"no draft layers of type {layers.get('model_type')!r} can be built ({error})") from error
+        raise UnsupportedModel(f"no draft layers of type {layers['model_type']!r} can be built ({error})") from error
     config._attn_implementation = attention
     return config
 
@@ -41,9 +46,6 @@ class LayerStack:
         self.config = layers_config(layers, attention)
         build: Any = AutoModel
         model = build.from_config(self.config)
-        missing = [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(model, part)]
-        if missing:
-            raise UnsupportedModel(f"{self.config.model_type}: its base model has no {', '.join(missing)}")
         self.embed_tokens: nn.Embedding = model.embed_tokens
         self.layers: nn.ModuleList = model.layers
         self.norm: nn.Module = model.norm
@@ -51,8 +53,6 @@ class LayerStack:
         self.layer_types: list[str | None] = [None] * len(self.layers)
         if "layer_type" in inspect.signature(self.rotary.forward).parameters:
             self.layer_types = list(self.config.layer_types)
-        for layer in self.layers:
-            _check_attention(layer.self_attn, self.config.model_type)
 
     def rotations(self, like: torch.Tensor, positions: torch.Tensor) -> Rotations:
         """Of `positions` [B, R], in the dtype of `like`."""
@@ -94,11 +94,14 @@ def family_norm(layers: dict[str, Any]) -> nn.Module:
     return made
 
 
-def _check_attention(attention: Any, model_type: str) -> None:
-    """Only what `context_keys_values` repeats: separate projections, a norm on keys at most, one rotary function."""
-    missing = [name for name in ("k_proj", "v_proj", "head_dim") if not hasattr(attention, name)]
-    if missing or hasattr(attention, "v_norm"):
-        reason = f"no {', '.join(missing)}" if missing else "a norm on values"
-        raise UnsupportedModel(f"{model_type}: its attention has {reason}; draft layers need separate key and value projections")
-    if not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
-        raise UnsupportedModel(f"{model_type}: its layers have no rotary embedding of the usual form")
+def within_window(
+    visible: torch.Tensor,  # [B or 1, 1, R, L] bool
+    query_positions: torch.Tensor,  # [B, R]
+    key_positions: torch.Tensor,  # [B, L]
+    window: int | None,
+) -> torch.Tensor:
+    """[B, 1, R, L] `visible` as a layer with that sliding window sees it: the rule that serving has in runtime/attention.py."""
+    if window is None:
+        return visible
+    distances = query_positions.unsqueeze(-1) - key_positions.unsqueeze(1)  # [B, R, L]
+    return visible & (distances < window).unsqueeze(1)

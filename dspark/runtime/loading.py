@@ -44,7 +44,7 @@ def load_causal_lm(source: ModelSource, *, attention: str, folder: Path | None =
     `attention` is the name of an attention function known to transformers' AttentionInterface. `folder` saves a second look-up
     where the caller has resolved it. Raises UnsupportedModel, ModelLoadError naming file and tensor, ConfigError for the device.
     """
-    device = _device(source.device)
+    device = torch_device(source.device)
     folder = folder or resolve_folder(source)
     weights = check_folder(folder)
     config = load_config(folder)
@@ -99,7 +99,8 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
             raise ModelLoadError(f"{folder}: tensors {problem}: {', '.join(names[:SHOWN_TENSORS])}{more}")
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """`name` as a device that is there. Raises ConfigError."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

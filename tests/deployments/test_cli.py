@@ -68,7 +68,7 @@ def test_doctor_finds_a_port_in_use_and_a_missing_model(config: Path, tiny_folde
 
 
 def test_doctor_looks_at_every_drafter_that_runs_a_model(config: Path, tiny_folder: Path) -> None:
-    drafters = f"drafters: {{small: {{model: {tiny_folder}}}, trained: {{kind: block, model: {tiny_folder}}}, copy: {{kind: lookup}}}}"
+    drafters = f"drafters: {{small: {{kind: language_model, model: {tiny_folder}}}, trained: {{kind: block, model: {tiny_folder}}}, copy: {{kind: lookup}}}}"
     config.write_text(config.read_text().replace("drafter: {kind: lookup}", drafters))
     result = runner.invoke(main, ["doctor", str(config), "--metrics-port", str(free_port())])
     assert f"ok       drafter small {tiny_folder}: " in result.output
@@ -80,10 +80,10 @@ def test_doctor_looks_at_every_drafter_that_runs_a_model(config: Path, tiny_fold
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ({}, "demo:drafter (depth 4)"),
+        ({}, "demo:dspark (depth 4)"),
         ({"drafter": {"kind": "lookup", "max_depth": 2}}, "lookup (depth 2)"),
         ({"drafter": {"kind": "none"}}, "none"),
-        ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:drafter (depth 4), b: lookup (depth 4)"),
+        ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:dspark (depth 4), b: lookup (depth 4)"),
     ],
 )
 def test_the_banner_tells_who_drafts(args: dict[str, object], told: str) -> None:

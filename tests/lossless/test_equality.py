@@ -4,41 +4,50 @@ Equality is DESIGN's: equal, or first different where the two best noised scores
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from dspark.bench.drafters import listed_drafters
 from dspark.bench.lossless import GapMeter, compare
 from dspark.bench.prompts import load_prompts
-from dspark.bench.systems import EngineSystem, TransformersSystem, Workload, engine_systems
+from dspark.bench.systems import PLAIN, EngineSystem, TransformersSystem, Workload, engine_systems
 from dspark.config import DrafterConfig, EngineConfig, TargetConfig
 from dspark.engine import Engine
 from dspark.fakes import LyingDrafter
 from dspark.local import LocalBackend
 from dspark.types import SamplingParams
+from tests.warm_drafters import TrainedKind, write_drafter
 
-KINDS = ["none", "lookup", "language_model"]
+KINDS: dict[TrainedKind, str] = {"dspark": "block", "dflash": "block", "eagle3": "eagle"}
+LIAR = DrafterConfig(kind="lookup", max_depth=4, max_nodes=8)
 SEED = 11
+LEAST_ACCEPTED = {"lookup": 1, "language_model": 40, "dspark": 10, "dflash": 10, "eagle3": 10, "lying": 0}
 NUM_PROMPTS = 8
 MAX_TOKENS = 32
 Answers = list[list[int]]
 
 
-def _systems(deterministic: bool) -> dict[str, EngineSystem]:
+def _systems(folder: Path, deterministic: bool) -> dict[str, EngineSystem]:
+    """Every kind of drafter; those that read hidden states start from the target's own layers and are not trained."""
+    listed = ["lookup", "language_model"]
+    for kind, name in KINDS.items():
+        listed.append(f"{kind}={name}:{write_drafter(folder / kind, kind)}")
     config = EngineConfig(
-        target=TargetConfig(num_threads=1, deterministic=deterministic), drafter=DrafterConfig(max_depth=4, max_nodes=8)
+        target=TargetConfig(num_threads=1, deterministic=deterministic), drafters=listed_drafters(",".join(listed), depth=4)
     )
-    systems = engine_systems(config, KINDS)
-    plain = systems["none"].engine
+    systems = engine_systems(config)
+    plain = systems[PLAIN].engine
     assert isinstance(plain.backend, LocalBackend)
     liar = LyingDrafter(vocab_size=plain.card.vocab_size, seed=SEED)
-    backend = plain.backend.with_drafter(DrafterConfig(kind="lookup", max_depth=4, max_nodes=8), liar)
-    systems["lying"] = EngineSystem("lying", Engine(backend, plain.codec, config))
+    backend = plain.backend.with_drafter(LIAR, liar)
+    systems["lying"] = EngineSystem("lying", Engine(backend, plain.codec, EngineConfig(target=config.target, drafter=LIAR)))
     return systems
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["default", "deterministic"])
-def systems(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, EngineSystem], bool]]:
-    made = _systems(request.param)
+def systems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, EngineSystem], bool]]:
+    made = _systems(tmp_path_factory.mktemp("drafters"), request.param)
     yield made, request.param
     for system in made.values():
         system.close()
@@ -54,7 +63,7 @@ def test_every_drafter_and_batch_size_gives_the_tokens_of_plain_decoding(
     systems: tuple[dict[str, EngineSystem], bool], temperature: float
 ) -> None:
     made, deterministic = systems
-    plain = made["none"]
+    plain = made[PLAIN]
     assert isinstance(plain.engine.backend, LocalBackend)
     meter = None if deterministic else GapMeter(plain.engine.backend.target.packed_model)
     prompts = [plain.engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
@@ -71,8 +80,8 @@ def test_every_drafter_and_batch_size_gives_the_tokens_of_plain_decoding(
 def test_the_drafters_really_were_at_work(systems: tuple[dict[str, EngineSystem], bool]) -> None:
     """Equality would be cheap if nobody drafted."""
     made, _ = systems
-    prompts = [made["none"].engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
-    for name, least_accepted in (("lookup", 1), ("language_model", 40), ("lying", 0)):
+    prompts = [made[PLAIN].engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
+    for name, least_accepted in LEAST_ACCEPTED.items():
         usages = [answer.usage for answer in made[name].run(prompts, Workload(MAX_TOKENS, 0.8, SEED))]
         assert sum(usage.selected_tokens for usage in usages) > 50, name
         assert sum(usage.accepted_tokens for usage in usages) >= least_accepted, name
@@ -80,7 +89,7 @@ def test_the_drafters_really_were_at_work(systems: tuple[dict[str, EngineSystem]
 
 def test_greedy_output_is_that_of_generate() -> None:
     config = EngineConfig(target=TargetConfig(num_threads=1))
-    made = engine_systems(config, ["language_model"])["language_model"]
+    made = engine_systems(config)["default"]
     prompts = [made.engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
     reference = TransformersSystem("generate", config).run(prompts, Workload(MAX_TOKENS, 0.0))
     assert isinstance(made.engine.backend, LocalBackend)
@@ -94,7 +103,7 @@ def test_greedy_output_is_that_of_generate() -> None:
 
 def test_a_difference_that_is_no_near_tie_is_called_wrong() -> None:
     """The comparison itself must be able to fail."""
-    system = engine_systems(EngineConfig(target=TargetConfig(num_threads=1)), ["none"])["none"]
+    system = engine_systems(EngineConfig(target=TargetConfig(num_threads=1)))[PLAIN]
     prompt = system.engine.encode("def main(")
     (answer,) = _answers(system, [prompt], Workload(8, 0.0), batch=1)
     assert isinstance(system.engine.backend, LocalBackend)

@@ -1,4 +1,4 @@
-"""One real cluster for all tests of this folder, started the way users do it: `dspark serve CONFIG` in a process of its own."""
+"""Real clusters, started the way users do it: `dspark serve CONFIG` in a process of its own. One for each file, gone before the next."""
 
 import os
 import shutil
@@ -10,14 +10,22 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dspark.client import Client
+from dspark.errors import DSparkError, InvalidRequest
+from dspark.runtime.hub import DEMO_MODELS
+from tests.warm_drafters import write_drafter
+
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 200.0
 STOP_TIMEOUT_S = 60.0
+METRICS_DELAY_S = 2.0
+"""Gauges are set once a second, and Ray hands them on twice a second here."""
 SERVICER = "dspark.wire.pb.generation_pb2_grpc.add_GenerationServicer_to_server"
 
 CONFIG = """\
@@ -27,14 +35,25 @@ grpc_options: {{port: {grpc_port}, grpc_servicer_functions: [{servicer}], reques
 applications:
   - name: test
     route_prefix: /
-    import_path: deployments.app:build
+    import_path: {import_path}
     args:
-      target: {{model: "{target}", num_threads: 1, kv_cache: {{num_tokens: 4096}}}}
-      drafter: {{kind: language_model, model: "demo:drafter", num_threads: 1}}
       limits: {{request_timeout_s: 120, acquire_timeout_s: 10, draft_timeout_s: 10}}
       target_deployment: {{health_check_period_s: 1}}
       draft_deployment: {{health_check_period_s: 1}}
 """
+PAIR = """\
+      target: {model: "demo:target", num_threads: 1, kv_cache: {num_tokens: 4096}}
+      drafter: {kind: language_model, model: "demo:drafter", num_threads: 1}
+"""
+
+
+def write_config(folder: Path, args: str, import_path: str = "deployments.app:build") -> tuple[Path, int, int]:
+    """A file with these lines more among `args:`, and its ports for HTTP and gRPC."""
+    http_port, grpc_port = free_port(), free_port()
+    path = folder / "serve.yaml"
+    text = CONFIG.format(http_port=http_port, grpc_port=grpc_port, servicer=SERVICER, import_path=import_path)
+    path.write_text(text + args)
+    return path, http_port, grpc_port
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,8 @@ class Cluster:
     """What tests need to reach it, and to hurt it."""
 
     process: subprocess.Popen[str]
+    log: Path
+    """What the command says."""
     http_url: str
     grpc_address: str
     metrics_url: str
@@ -93,6 +114,24 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
         time.sleep(0.2)
 
 
+def wait_until_idle(cluster: Cluster) -> None:
+    """No session, no lease, no block of the KV cache in use; asked when the numbers of now have been published."""
+    time.sleep(METRICS_DELAY_S)
+    names = ("sessions", "leases", "kv_blocks_used")
+    wait_until(lambda: sum(cluster.metric(name) for name in names) == 0, 15.0, "everything is given back")
+
+
+def answers(client: Client) -> bool:
+    """True if a request is served now."""
+    try:
+        client.generate("def", max_tokens=1)
+    except InvalidRequest:
+        raise
+    except DSparkError:
+        return False
+    return True
+
+
 def serve_command(config: Path, metrics_port: int) -> list[str]:
     return [sys.executable, "-m", "deployments.cli", "serve", str(config), "--metrics-port", str(metrics_port)]
 
@@ -106,25 +145,50 @@ def ray_environment() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
+def block_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shipped one; in a tree without it, one that was not trained but starts from the target's own layers."""
+    if "demo:dspark" in DEMO_MODELS:
+        return "demo:dspark"
+    return str(write_drafter(tmp_path_factory.mktemp("block") / "drafter", "dspark"))
+
+
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, ray_environment: dict[str, str]) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("serve")
-    http_port, grpc_port, metrics_port = free_port(), free_port(), free_port()
-    config = folder / "serve.yaml"
-    config.write_text(CONFIG.format(http_port=http_port, grpc_port=grpc_port, servicer=SERVICER, target="demo:target"))
-    log = folder / "log.txt"
+    """The shipped pair."""
+    config, http_port, grpc_port = write_config(tmp_path_factory.mktemp("serve"), PAIR)
+    with running(config, http_port, grpc_port, ray_environment) as cluster:
+        yield cluster
+
+
+@contextmanager
+def running(config: Path, http_port: int, grpc_port: int, environment: dict[str, str]) -> Iterator[Cluster]:
+    """`dspark serve` with this file; at the end it must stop cleanly, unless the block raises."""
+    metrics_port = free_port()
+    log = config.parent / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            serve_command(config, metrics_port), cwd=ROOT, env=ray_environment, stdout=output, stderr=subprocess.STDOUT, text=True
+            serve_command(config, metrics_port), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
         )
+    addresses = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics_port}/metrics"
     try:
-        wait_until(lambda: "try:" in log.read_text() or process.poll() is not None, START_TIMEOUT_S, "ready")
+        # Its banner tells only of this project's own builder, so the service is asked.
+        wait_until(lambda: is_ready(addresses[0]) or process.poll() is not None, START_TIMEOUT_S, "ready")
         assert process.poll() is None, log.read_text()
-        yield Cluster(process, f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics_port}/metrics")
+        yield Cluster(process, log, *addresses)
         stop(process, log)
     finally:
         for pid, _ in [*descendants(process.pid), (process.pid, "")]:
             if process.poll() is None:
                 os.kill(pid, signal.SIGKILL)
+
+
+def is_ready(http_url: str) -> bool:
+    """True once a request can be served."""
+    try:
+        with urllib.request.urlopen(f"{http_url}/ready", timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def stop(process: subprocess.Popen[str], log: Path) -> None:

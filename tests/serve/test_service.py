@@ -17,17 +17,15 @@ import grpc
 import pytest
 
 from dspark.client import Client
-from dspark.errors import DeadlineExceeded, DSparkError, InvalidRequest, ReplicaUnavailable, RequestAborted
+from dspark.errors import DeadlineExceeded, ReplicaUnavailable, RequestAborted
 from dspark.wire.pb import generation_pb2 as pb
 from dspark.wire.pb import generation_pb2_grpc as rpc
-from tests.serve.conftest import Cluster, wait_until
+from tests.serve.conftest import Cluster, answers, wait_until, wait_until_idle
 
 pytestmark = pytest.mark.serve
 
 PROMPT = "def read_lines(path):\n"
 SAMPLED: dict[str, Any] = {"max_tokens": 48, "temperature": 0.8, "seed": 7, "ignore_eos": True}
-METRICS_DELAY_S = 2.0
-"""Gauges are set once a second, and Ray hands them on twice a second here."""
 ENDLESS: dict[str, Any] = {"max_tokens": 1500, "temperature": 1.0, "seed": 1, "ignore_eos": True}
 
 
@@ -41,13 +39,6 @@ def post(cluster: Cluster, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(f"{cluster.http_url}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60.0) as response:
         return json.load(response)
-
-
-def wait_until_idle(cluster: Cluster) -> None:
-    """No session, no lease, no block of the KV cache in use; asked when the numbers of now have been published."""
-    time.sleep(METRICS_DELAY_S)
-    names = ("sessions", "leases", "kv_blocks_used")
-    wait_until(lambda: sum(cluster.metric(name) for name in names) == 0, 15.0, "everything is given back")
 
 
 def test_a_completion_over_http_is_the_one_over_grpc_and_the_one_without_speculation(cluster: Cluster, client: Client) -> None:
@@ -182,13 +173,3 @@ def test_a_killed_target_is_a_clear_error_and_the_service_comes_back(cluster: Cl
     wait_until(lambda: answers(client), 90.0, "a new target")
     assert client.generate(PROMPT, **SAMPLED).token_ids == golden.token_ids
     wait_until_idle(cluster)
-
-
-def answers(client: Client) -> bool:
-    try:
-        client.generate(PROMPT, max_tokens=1)
-    except InvalidRequest:
-        raise
-    except DSparkError:
-        return False
-    return True

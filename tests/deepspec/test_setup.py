@@ -1,0 +1,85 @@
+"""From a recipe to a specification and first weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark.deepspec.data import SampleSet
+from dspark.deepspec.features import OnlineFeatures
+from dspark.deepspec.recipe import DrafterShape
+from dspark.deepspec.setup import build_trainee, default_taps, draft_spec
+from dspark.errors import ConfigError
+from dspark.runtime.loading import load_tokenizer
+from tests.deepspec.tiny_training import tiny_recipe, trainer_of, write_samples, write_target
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_samples(tmp_path_factory.mktemp("samples") / "samples.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "taps"), [(36, (1, 9, 17, 25, 33)), (8, (1, 2, 3, 4, 5)), (6, (0, 1, 2, 3, 4)), (3, (0, 1)), (2, (0,))]
+)
+def test_default_taps_are_spread_evenly_and_leave_the_last_layer_out(num_layers: int, taps: tuple[int, ...]) -> None:
+    assert default_taps(num_layers) == taps
+
+
+@pytest.mark.parametrize("taps", [(2,), (1, 0), (0, 0), (-2,)])
+def test_taps_that_do_not_fit_the_target_are_refused(target: Path, taps: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="tap_layers"):
+        draft_spec(DrafterShape(tap_layers=taps), target, load_tokenizer(target))
+
+
+def test_a_mask_token_that_does_not_exist_is_refused(target: Path) -> None:
+    with pytest.raises(ConfigError, match="no token '<nothing>'"):
+        draft_spec(DrafterShape(mask_token="<nothing>"), target, load_tokenizer(target))
+
+
+def test_a_reduced_vocabulary_is_that_of_the_samples(target: Path, samples: Path) -> None:
+    trainee = trainer_of(tiny_recipe(target, samples, "eagle3", {"draft_vocab_size": 30})).trainee
+    assert trainee.vocabulary.target_ids is not None
+    assert trainee.vocabulary.target_ids.tolist() == list(range(10, 40))
+
+
+def test_samples_may_hold_added_tokens(target: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(target)
+    last = len(tokenizer) - 1
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(f'{{"id": "s{n}", "token_ids": [5, 6, {last}, 7, 8]}}\n' for n in range(8)))
+    trainer_of(tiny_recipe(target, path)).train_step()
+
+
+def test_a_drafter_goes_on_from_a_checkpoint(target: Path, samples: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(target, samples, learning_rate=1e-2)
+    first = trainer_of(recipe)
+    for _ in range(3):
+        first.train_step()
+    first.trainee.save(tmp_path / "drafter", torch.float32)
+    second = trainer_of(recipe.model_copy(update={"init_from": str(tmp_path / "drafter")}))
+    learned = dict(first.trainee.trained())
+    assert all(torch.equal(value, learned[name]) for name, value in second.trainee.trained())
+
+
+def test_another_drafter_than_the_recipes_is_refused_as_a_start(target: Path, samples: Path, tmp_path: Path) -> None:
+    trainer_of(tiny_recipe(target, samples)).trainee.save(tmp_path / "drafter", torch.float32)
+    recipe = tiny_recipe(target, samples, drafter={"num_layers": 2}).model_copy(update={"init_from": str(tmp_path / "drafter")})
+    with pytest.raises(ConfigError, match="another drafter"):
+        trainer_of(recipe)
+
+
+def test_layers_start_as_the_targets_own(target: Path, samples: Path) -> None:
+    recipe = tiny_recipe(target, samples, drafter={"start": "target", "num_layers": 2})
+    features = OnlineFeatures(target, (0, 1), "cpu")
+    spec = draft_spec(recipe.drafter, target, load_tokenizer(target))
+    opened = SampleSet.open([samples], max_length=32, tokenizer_fingerprint=None)
+    own = dict(build_trainee(recipe, features, spec, opened).trained())
+    given = dict(features.model.named_parameters())
+    for own_layer, target_layer in ((0, 0), (1, 2)):
+        assert torch.equal(own[f"layers.{own_layer}.mlp.up_proj.weight"], given[f"model.layers.{target_layer}.mlp.up_proj.weight"])

@@ -1,0 +1,212 @@
+"""Drafters that read the target's hidden states, in the real service: the same tokens, a choice by name, and a drafter that is killed and
+brought up to date out of the target's store.
+
+The target is deterministic: tokens are compared exactly, however many sessions share a forward. The tests that kill stand last.
+"""
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from dspark.bench.prompts import load_prompts
+from dspark.client import Client, Completion
+from dspark.errors import InvalidRequest, ReplicaUnavailable
+from dspark.serving.generation import Usage
+from tests.serve.conftest import METRICS_DELAY_S, Cluster, answers, running, wait_until, wait_until_idle, write_config
+
+pytestmark = pytest.mark.serve
+
+NUM_STREAMS = 8
+PROMPTS = load_prompts(None, NUM_STREAMS)
+MAX_TOKENS = 48
+GREEDY: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.8, "seed": 7, "ignore_eos": True}
+LONG: dict[str, Any] = SAMPLED | {"max_tokens": 1500}
+HIDDEN_SIZE, NUM_TAPS, BFLOAT16_BYTES = 256, 5, 2
+ARGS = """\
+      target: {{num_threads: 1, deterministic: true, kv_cache: {{num_tokens: 16384}}}}
+      drafters:
+        general: {{kind: block, model: "{block}", num_threads: 1, max_depth: 7, max_nodes: 7}}
+        small: {{kind: language_model, model: "demo:drafter", num_threads: 1}}
+        lookup: {{kind: lookup}}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, block_model: str, ray_environment: dict[str, str]) -> Iterator[Cluster]:
+    """Three drafters for one target."""
+    config, http_port, grpc_port = write_config(tmp_path_factory.mktemp("drafters"), ARGS.format(block=block_model))
+    with running(config, http_port, grpc_port, ray_environment) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[Client]:
+    with Client(cluster.grpc_address) as client:
+        yield client
+
+
+def over_grpc(cluster: Cluster, prompt: str, options: dict[str, Any]) -> tuple[list[int], Usage]:
+    """One stream: its tokens and its last usage."""
+    with Client(cluster.grpc_address) as client:
+        chunks = list(client.stream(prompt, **options))
+    return [token for chunk in chunks for token in chunk.token_ids], chunks[-1].usage
+
+
+def over_http(cluster: Cluster, prompt: str, options: dict[str, Any]) -> tuple[list[int], Usage]:
+    """The same over server-sent events; `drafter` stands among the options of speculation there."""
+    options = dict(options)
+    speculation = {"enabled": options.pop("speculation", True), "drafter": options.pop("drafter", None)}
+    body = {"model": "demo:target", "prompt": prompt, "stream": True, "return_token_ids": True, "speculation": speculation, **options}
+    token_ids: list[int] = []
+    told: dict[str, Any] = {}
+    with post(cluster, body) as response:
+        for line in response:
+            data = line.decode().removeprefix("data:").strip()
+            if data and data != "[DONE]":
+                event = json.loads(data)
+                token_ids += [token for choice in event["choices"] for token in choice["token_ids"]]
+                told = event.get("dspark", told)
+    told = {name: value for name, value in told.items() if name != "seed"}
+    return token_ids, Usage(completion_tokens=len(token_ids), **told)
+
+
+def post(cluster: Cluster, body: dict[str, Any]) -> Any:
+    url = f"{cluster.http_url}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    return urllib.request.urlopen(request, timeout=120.0)
+
+
+def plain_answers(cluster: Cluster, options: dict[str, Any]) -> list[list[int]]:
+    """Without speculation, all prompts at once."""
+    return [tokens for tokens, _ in at_once(over_grpc, cluster, options | {"speculation": False})]
+
+
+def at_once(stream: Any, cluster: Cluster, options: dict[str, Any]) -> list[tuple[list[int], Usage]]:
+    """All prompts at the same time, in their order."""
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
+        return list(threads.map(lambda prompt: stream(cluster, prompt, options), PROMPTS))
+
+
+def metrics(cluster: Cluster, *names: str, **labels: str) -> list[float]:
+    """Newest values, after everything that happened before has been published."""
+    time.sleep(METRICS_DELAY_S)
+    return [cluster.metric(name, **labels) for name in names]
+
+
+def test_the_banner_and_the_replicas_are_those_of_the_configuration(cluster: Cluster, block_model: str) -> None:
+    wait_until(lambda: "try:" in cluster.log.read_text(), 10.0, "the banner")
+    told = f"draft general: {block_model} (depth 7), small: demo:drafter (depth 4), lookup: lookup (depth 4) |"
+    assert told in cluster.log.read_text()
+    assert len(cluster.replica_pids("Draft-general")) == len(cluster.replica_pids("Draft-small")) == 1
+    assert cluster.replica_pids("Draft-lookup") == []
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("stream", [over_grpc, over_http])
+def test_eight_streams_with_the_block_drafter_give_the_tokens_of_plain_decoding(
+    cluster: Cluster, stream: Any, options: dict[str, Any]
+) -> None:
+    golden = plain_answers(cluster, options)
+    drafted = at_once(stream, cluster, options | {"drafter": "general"})
+    assert [tokens for tokens, _ in drafted] == golden
+    assert all(len(tokens) == MAX_TOKENS for tokens in golden)
+    usages = [usage for _, usage in drafted]
+    assert {usage.drafter for usage in usages} == {"general"}
+    assert all(usage.drafted_tokens > 0 for usage in usages)
+    assert sum(usage.accepted_tokens for usage in usages) > 0
+
+
+@pytest.mark.parametrize("drafter", ["general", "small", "lookup"])
+def test_a_request_gets_the_drafter_that_it_names(client: Client, drafter: str) -> None:
+    plain = client.generate(PROMPTS[0], speculation=False, **SAMPLED)
+    named = client.generate(PROMPTS[0], drafter=drafter, **SAMPLED)
+    assert named.token_ids == plain.token_ids
+    assert (named.usage.drafter, plain.usage.drafter) == (drafter, None)
+    assert named.usage.drafted_tokens > 0
+
+
+def test_an_unknown_drafter_is_refused_with_the_names_that_there_are(cluster: Cluster, client: Client) -> None:
+    with (
+        pytest.raises(urllib.error.HTTPError) as caught,
+        post(cluster, {"model": "demo:target", "prompt": "def", "speculation": {"drafter": "magic"}}),
+    ):
+        pass
+    assert caught.value.code == 400
+    error = json.load(caught.value)["error"]
+    caught.value.close()
+    assert error["param"] == "speculation.drafter"
+    assert "'general', 'lookup', 'small'" in error["message"]
+    with pytest.raises(InvalidRequest, match=r"speculation\.drafter"):
+        client.generate("def", drafter="magic")
+
+
+def test_requests_without_a_name_try_every_drafter_and_then_mostly_the_best(client: Client) -> None:
+    """The fewest sessions that the choice takes (routing/choice.py): four for each drafter, and then one in twenty for the others."""
+    tried: dict[str, list[Completion]] = {}
+    for turn in range(12):
+        answer = client.generate(PROMPTS[turn % NUM_STREAMS], **SAMPLED)
+        assert answer.usage.drafter is not None
+        tried.setdefault(answer.usage.drafter, []).append(answer)
+    assert {name: len(answers) for name, answers in tried.items()} == {"general": 4, "small": 4, "lookup": 4}
+    taus = {name: sum(a.usage.completion_tokens for a in own) / sum(a.usage.rounds for a in own) for name, own in tried.items()}
+    later = Counter(client.generate(PROMPTS[turn], **SAMPLED).usage.drafter for turn in range(NUM_STREAMS))
+    assert later[max(taus, key=taus.__getitem__)] > NUM_STREAMS / 2, (taus, later)
+
+
+def test_a_vector_of_the_drafters_width_travels_for_each_token(cluster: Cluster, client: Client) -> None:
+    names = ("feature_bytes_total", "feature_rows_total")
+    before = metrics(cluster, *names, drafter="general")
+    usage = client.generate(PROMPTS[0], drafter="general", **SAMPLED).usage
+    num_bytes, rows = (after - then for after, then in zip(metrics(cluster, *names, drafter="general"), before, strict=True))
+    assert num_bytes == rows * BFLOAT16_BYTES * HIDDEN_SIZE, "512 bytes per token"
+    # Each position once; the last anchor's, and those of a last round that cannot be drafted for, are left out.
+    assert usage.prompt_tokens < rows < usage.prompt_tokens + usage.completion_tokens
+    assert metrics(cluster, *names, drafter="small") == metrics(cluster, *names, drafter="lookup") == [0, 0]
+
+
+def test_a_killed_drafter_is_brought_up_to_date_out_of_the_targets_store(cluster: Cluster) -> None:
+    """Eight long sessions go on while Serve starts a new replica; the target computes no row twice for it."""
+    golden = plain_answers(cluster, LONG)
+    rows_before, features_before = metrics(cluster, "batch_rows_sum", "feature_rows_total")
+    (pid,) = cluster.replica_pids("Draft-general")
+    with ThreadPoolExecutor(NUM_STREAMS + 1) as threads:
+        running = [threads.submit(over_grpc, cluster, prompt, LONG | {"drafter": "general"}) for prompt in PROMPTS]
+        wait_until(lambda: cluster.metric("feature_rows_total") > features_before, 20.0, "drafts under way")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: cluster.replica_pids("Draft-general") not in ([], [pid]), 60.0, "a new drafter")
+        drafted_then = cluster.metric("drafted_tokens_total", drafter="general")
+        results = [stream.result() for stream in running]
+    assert [tokens for tokens, _ in results] == golden
+    usages = [usage for _, usage in results]
+    rows, features = metrics(cluster, "batch_rows_sum", "feature_rows_total")
+    assert cluster.metric("drafted_tokens_total", drafter="general") > drafted_then + 100, "it drafts again"
+    assert rows - rows_before == sum(u.prompt_tokens - 1 + u.rounds + u.selected_tokens for u in usages), "prompt, anchors, candidates"
+    positions = sum(u.prompt_tokens + u.completion_tokens for u in usages)
+    assert features - features_before > positions + sum(u.prompt_tokens for u in usages), "the new replica got what the old one had"
+    assert cluster.metric("draft_lost_total", drafter="general", reason="no_features") == 0
+
+
+def test_a_killed_target_is_a_clear_error_and_the_drafters_go_on_with_the_next(cluster: Cluster, client: Client) -> None:
+    golden = client.generate(PROMPTS[0], drafter="general", **SAMPLED)
+    (pid,) = cluster.replica_pids("Target")
+    chunks = client.stream(PROMPTS[0], drafter="general", **LONG)
+    for _ in range(5):
+        next(chunks)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ReplicaUnavailable, match="try again later"):
+        list(chunks)
+    wait_until(lambda: answers(client), 90.0, "a new target")
+    again = client.generate(PROMPTS[0], drafter="general", **SAMPLED)
+    assert again.token_ids == golden.token_ids
+    assert again.usage.drafted_tokens > 0
+    wait_until_idle(cluster)

@@ -1,7 +1,8 @@
 """Decoder layers of a model family taken out of their model: what trained drafters are built from.
 
 The layers are transformers' own, so norms, rotary embedding, activation and scaling are the family's as the configuration says. What
-this file adds is a loop over them, and keys and values made from a context vector instead of a hidden state (paper, "Semi-autoregressive drafter": K = [W_K H_ctx; W_K H_block]).
+this file adds is a loop over them, and keys and values made from a context vector instead of a hidden state
+(paper, "Semi-autoregressive drafter": K = [W_K H_ctx; W_K H_block]).
 
 Symbols: B batch, R rows, L keys, d hidden size, H_kv key/value heads, D head size.
 """

@@ -177,9 +177,10 @@ def running(config: Path, http_port: int, grpc_port: int, environment: dict[str,
         yield Cluster(process, log, *addresses)
         stop(process, log)
     finally:
-        for pid, _ in [*descendants(process.pid), (process.pid, "")]:
-            if process.poll() is None:
-                os.kill(pid, signal.SIGKILL)
+        for pid, _ in descendants(process.pid) if process.poll() is None else ():
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
 
 def is_ready(http_url: str) -> bool:

@@ -96,7 +96,7 @@ def test_a_finished_run_is_left_alone(target: Path, samples: Path, tmp_path: Pat
 def test_a_run_that_could_not_write_its_last_checkpoint_writes_it_when_it_goes_on(target: Path, samples: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "mine.txt").write_text("no checkpoint")
-    with pytest.raises(ConfigError, match="mine.txt"):
+    with pytest.raises(ConfigError, match="something else than a checkpoint"):
         go(target, samples, tmp_path, RunOptions(), num_steps=3)
     (tmp_path / "checkpoint" / "mine.txt").unlink()
     (tmp_path / "checkpoint").rmdir()

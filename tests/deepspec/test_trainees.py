@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "language_model": ("language_model", {}),
 }
 CASES = [(name, "qwen3") for name in KINDS] + [(name, "llama") for name in ("vanilla", "eagle3")] + [("vanilla", "gemma3")]
-STEPS = 24
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_samples(tmp_path_factory.mktemp("samples") / "samples.jsonl")
+    return write_samples(tmp_path_factory.mktemp("samples") / "samples.jsonl", 6)
 
 
 def trainer(name: str, target: Path, samples: Path) -> Trainer:
     kind, shape = KINDS[name]
-    schedule = {"num_steps": STEPS, "learning_rate": 1e-2, "num_anchors": 8}
+    schedule = {"num_steps": STEPS, "learning_rate": 1e-2, "num_anchors": 16, "held_out_fraction": 0.0}
     return trainer_of(tiny_recipe(target, samples, kind, {"start": "target"} | shape, **schedule))
 
 
@@ -162,9 +162,10 @@ def test_it_learns_is_saved_and_is_served_as_it_was_trained(
 ) -> None:
     trained = trainer(name, targets[family], samples)
     losses = [trained.train_step().loss for _ in range(STEPS)]
-    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    assert np.mean(losses[-5:]) < 0.92 * np.mean(losses[:3])
     trained.trainee.save(tmp_path / "drafter", torch.bfloat16)
     config = DrafterConfig.model_validate({"kind": SERVED_KINDS[KINDS[name][0]], "model": str(tmp_path / "drafter"), "num_threads": 1})
     text, chains = served(config, targets[family], TEXT[:8])
-    assert differences(trained, text, chains, 0) < 0.1  # weights and features travel as bfloat16
-    assert differences(trained, text, chains, 1) > 0.3
+    aligned, shifted = (differences(trained, text, chains, shift) for shift in (0, 1))
+    assert aligned < 0.1  # weights and features travel as bfloat16
+    assert shifted > 3 * aligned

@@ -14,7 +14,7 @@ from dspark.runtime.draft_formats import read_draft_checkpoint
 from dspark.sampling import RowSampling, Sampler
 from dspark.scheduling.calibration import Calibration, TemperatureFit
 from dspark.types import SamplingParams
-from tests.drafting.feature_drafters import GREEDY, NOISY, Bench, chains, online, taps_of, text_of
+from tests.drafting.served import GREEDY, NOISY, Bench, chains, online, taps_of, text_of
 from tests.warm_drafters import write_drafter
 
 KINDS = {"block": "dspark", "eagle": "eagle3"}

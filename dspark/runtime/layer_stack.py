@@ -76,8 +76,8 @@ class LayerStack:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys and values [B, H_kv, R, D] of one layer for context vectors [B, R, d] at the rotations' positions."""
         attention: Any = self.layers[layer].self_attn
-        shape = (*context.shape[:-1], -1, attention.head_dim)
-        keys, values = attention.k_proj(context).view(shape), attention.v_proj(context).view(shape)
+        heads = (-1, attention.head_dim)
+        keys, values = attention.k_proj(context).unflatten(-1, heads), attention.v_proj(context).unflatten(-1, heads)
         if hasattr(attention, "k_norm"):
             keys = attention.k_norm(keys)
         keys = keys.transpose(1, 2)

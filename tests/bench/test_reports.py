@@ -51,6 +51,7 @@ def test_speed_says_of_each_drafter_what_the_system_loses(config: EngineConfig) 
         assert 0 < efficiency < 1.5
 
 
+@pytest.mark.slow
 def test_losslessness_is_asked_of_every_drafter_and_of_a_liar(config: EngineConfig) -> None:
     report, wrong = lossless_report(config, None, count=2, max_tokens=6, url=None)
     assert not wrong, report

@@ -90,7 +90,7 @@ def test_a_run_killed_five_times_is_the_run_that_was_not_killed(
 def test_files_that_may_not_grow_end_training_with_one_line_and_it_goes_on_later(target: Path, samples: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.json", tiny_recipe(target, samples, num_steps=20))
     out = tmp_path / "run"
-    short = completed(command(recipe, out, "--set", "training.num_steps=20"), lambda: limit_files(1500))
+    short = completed(command(recipe, out, "--set", "training.num_steps=20"), lambda: limit_files(60_000))
     assert short[0] == 3
     assert_one_line(short[1], "cannot be written")
     assert completed(command(recipe, out))[0] == 0

@@ -167,5 +167,5 @@ def test_it_learns_is_saved_and_is_served_as_it_was_trained(
     config = DrafterConfig.model_validate({"kind": SERVED_KINDS[KINDS[name][0]], "model": str(tmp_path / "drafter"), "num_threads": 1})
     text, chains = served(config, targets[family], TEXT[:8])
     aligned, shifted = (differences(trained, text, chains, shift) for shift in (0, 1))
-    assert aligned < 0.1  # weights and features travel as bfloat16
-    assert shifted > 3 * aligned
+    assert aligned < 0.02  # weights and features travel as bfloat16
+    assert shifted > 10 * aligned

@@ -68,7 +68,9 @@ def test_doctor_finds_a_port_in_use_and_a_missing_model(config: Path, tiny_folde
 
 
 def test_doctor_looks_at_every_drafter_that_runs_a_model(config: Path, tiny_folder: Path) -> None:
-    drafters = f"drafters: {{small: {{kind: language_model, model: {tiny_folder}}}, trained: {{kind: block, model: {tiny_folder}}}, copy: {{kind: lookup}}}}"
+    kinds = {"small": "language_model", "trained": "block"}
+    models = ", ".join(f"{name}: {{kind: {kind}, model: {tiny_folder}}}" for name, kind in kinds.items())
+    drafters = f"drafters: {{{models}, copy: {{kind: lookup}}}}"
     config.write_text(config.read_text().replace("drafter: {kind: lookup}", drafters))
     result = runner.invoke(main, ["doctor", str(config), "--metrics-port", str(free_port())])
     assert f"ok       drafter small {tiny_folder}: " in result.output

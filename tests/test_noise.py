@@ -101,6 +101,23 @@ def test_more_rows_than_the_cache_holds_are_still_given(monkeypatch: pytest.Monk
     assert torch.equal(NoiseCache(8, CPU).rows(keys), gumbel_noise(keys, 8, CPU))
 
 
+def test_rows_made_ahead_are_the_same_and_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, keys = NoiseCache(33, CPU), [NoiseKey(1, 0, position) for position in range(6)]
+    cache.make(keys)
+    assert torch.equal(cache.rows(keys[2:4]), gumbel_noise(keys[2:4], 33, CPU))
+    monkeypatch.setattr("dspark.noise.gumbel_noise", made := _Counting())
+    cache.make(keys)
+    cache.rows(keys)
+    assert made.count == 0
+
+
+def test_no_more_rows_are_made_ahead_than_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspark.noise.CACHE_BYTES", 1)
+    monkeypatch.setattr("dspark.noise.gumbel_noise", made := _Counting())
+    NoiseCache(8, CPU).make([NoiseKey(4, 0, position) for position in range(100)])
+    assert made.count == 64
+
+
 def test_moments_are_those_of_the_gumbel_law() -> None:
     """Seed 20240607, n = 1e6; mean within 5 sigma and variance within 5 sigma: false alarm 1.2e-6."""
     sample = gumbel_noise([NoiseKey(SEED, 0, p) for p in range(1000)], 1000, CPU).double()

@@ -30,6 +30,7 @@ def told(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_report_compares_drafters_by_real_decoding(drafter: Path, tmp_path: Path) -> None:
     code, output = told(
         "evaluate", f"warm=block:{drafter}", "copy=lookup", "--out", str(tmp_path), *SMALL, "--thresholds", "0.2,0.9"
@@ -54,6 +55,7 @@ def test_too_few_observations_for_a_calibration_are_told_and_nothing_is_stored(d
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_calibration_is_stored_with_the_checkpoint_and_used_by_the_next_load(drafter: Path, tmp_path: Path) -> None:
     own = TargetConfig(model="demo:target", num_threads=1)
     config = DrafterConfig(kind="block", model=str(drafter), num_threads=1)

@@ -30,7 +30,7 @@ def start(size: int, recipe: Path, out: Path) -> "list[subprocess.Popen[bytes]]"
 
 
 def wait(processes: "list[subprocess.Popen[bytes]]") -> None:
-    assert [process.wait(timeout=200) for process in processes] == [0] * len(processes)
+    assert [process.wait(timeout=600) for process in processes] == [0] * len(processes)
 
 
 def kill_after(steps: int, processes: "list[subprocess.Popen[bytes]]", out: Path) -> None:
@@ -44,6 +44,7 @@ def kill_after(steps: int, processes: "list[subprocess.Popen[bytes]]", out: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_learn_as_one_and_take_over_from_one_and_back(tmp_path: Path) -> None:
     target, samples = write_target(tmp_path / "target"), write_samples(tmp_path / "samples.jsonl")
     recipe = write_recipe(tmp_path / "recipe.json", tiny_recipe(target, samples, num_steps=NUM_STEPS, micro_batch_size=1))

@@ -23,7 +23,8 @@ def write_target(folder: Path, family: str = "qwen3", **changes: Any) -> Path:
     """Three layers, weights large enough that its distributions are no coin tosses."""
     tokenizer = train_tokenizer([" ".join(random.Random(1).choices(WORDS, k=400))])
     save_tokenizer(tokenizer, folder)
-    sizes: dict[str, Any] = {"initializer_range": 0.2, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"initializer_range": 0.2, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    sizes["num_attention_heads"] = 4
     sizes["num_key_value_heads"] = 2
     if family == "gemma3":
         sizes |= {"sliding_window": 128}

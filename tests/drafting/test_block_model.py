@@ -106,8 +106,9 @@ def test_logits_are_capped_where_the_family_caps_them() -> None:
 @torch.inference_mode()
 def test_an_embedding_and_a_head_of_its_own_replace_the_shared_ones() -> None:
     own = checkpoint_of(SPEC)
-    own.tensors.update({name: t for name, t in random_tensors(SPEC, shared=True, seed=4).items() if name in ("embed_tokens.weight", "lm_head.weight")})
-    embedding, head = own.tensors["embed_tokens.weight"], own.tensors["lm_head.weight"]
+    others = random_tensors(SPEC, shared=True, seed=4)
+    embedding, head = others["embed_tokens.weight"], others["lm_head.weight"]
+    own.tensors.update({"embed_tokens.weight": embedding, "lm_head.weight": head})
     model = BlockModel.from_checkpoint(own, shared_weights(SPEC))
     assert torch.equal(model.block_inputs(torch.tensor([3]))[0, 0], embedding[3])
     assert torch.equal(model.block_inputs(torch.tensor([3]))[0, 1:], embedding[39].expand(3, -1))

@@ -44,7 +44,9 @@ def spec_of(shape: str, target: Path) -> DraftSpec:
     return draft_spec(SHAPES[shape], target, load_tokenizer(target))
 
 
-def written(folder: Path, shape: str, target: ModelSource = DEMO, own: dict[str, torch.Tensor] | None = None, **changes: Any) -> DrafterConfig:
+def written(
+    folder: Path, shape: str, target: ModelSource = DEMO, own: dict[str, torch.Tensor] | None = None, **changes: Any
+) -> DrafterConfig:
     """A checkpoint with random weights for the target, and the configuration that names it."""
     target_folder = resolve_folder(target)
     spec = replace(spec_of(shape, target_folder), **changes)

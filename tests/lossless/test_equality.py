@@ -90,13 +90,15 @@ def test_the_drafters_really_were_at_work(systems: tuple[dict[str, EngineSystem]
 
 def test_greedy_output_is_that_of_generate() -> None:
     config = EngineConfig(target=TargetConfig(num_threads=1))
-    made = engine_systems(config)["default"]
+    systems = engine_systems(config)
+    made = systems["default"]
     prompts = [made.engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
     reference = TransformersSystem("generate", config).run(prompts, Workload(MAX_TOKENS, 0.0))
     assert isinstance(made.engine.backend, LocalBackend)
     meter = GapMeter(made.engine.backend.target.packed_model)
     answers = _answers(made, prompts, Workload(MAX_TOKENS, 0.0), batch=NUM_PROMPTS)
-    made.close()
+    for system in systems.values():
+        system.close()
     outcome = compare(prompts, reference, answers, SamplingParams(temperature=0.0), meter)
     assert not outcome.wrong, outcome.wrong
     assert outcome.num_equal >= NUM_PROMPTS - 1
@@ -104,7 +106,8 @@ def test_greedy_output_is_that_of_generate() -> None:
 
 def test_a_difference_that_is_no_near_tie_is_called_wrong() -> None:
     """The comparison itself must be able to fail."""
-    system = engine_systems(EngineConfig(target=TargetConfig(num_threads=1)))[PLAIN]
+    none = DrafterConfig(kind="none")
+    (system,) = engine_systems(EngineConfig(target=TargetConfig(num_threads=1), drafter=none)).values()
     prompt = system.engine.encode("def main(")
     (answer,) = _answers(system, [prompt], Workload(8, 0.0), batch=1)
     assert isinstance(system.engine.backend, LocalBackend)

@@ -56,10 +56,9 @@ def _finished(recipe: Recipe, folder: RunFolder, options: JobOptions, num_worker
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raised = _raised(error)
-        if not raised and restarts_left > 0:
+        if restarts_left > 0 and a_worker_died(error):
             return False
-        raise _told(error, raised, folder) from None
+        raise told(error, folder) from None
     return True
 
 
@@ -69,22 +68,25 @@ def _worker(job: dict[str, Any]) -> None:
     train(Recipe.model_validate_json(job["recipe"]), Path(job["out"]), job["options"], ProcessGroup())
 
 
-def _raised(error: Any) -> list[BaseException]:
-    """What the workers' own code raised; Ray wraps it. A worker that died has raised nothing."""
+def a_worker_died(error: Any) -> bool:
+    """Whether nothing but the loss of a worker explains the failure: Ray reports that as an error of its own, and what peers of a dead
+    worker raise is that it no longer answers."""
     failures = getattr(error, "worker_failures", {}).values()
-    return [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
+    own = any(type(failure).__module__.startswith("ray.") for failure in failures)
+    return own and not any(isinstance(failure, DSparkError) for failure in failures)
 
 
-def _told(error: Exception, raised: list[BaseException], folder: RunFolder) -> DSparkError:
-    """The one error that explains the others: peers of a worker that stops fail too, because it no longer answers."""
-    for cause in raised:
-        if isinstance(cause, DSparkError):
-            return cause
+def told(error: Any, folder: RunFolder) -> DSparkError:
+    """The one error that explains the others."""
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, DSparkError):
+            return failure
     path = folder.folder / WORKER_ERROR
     with disk_errors_told(path):
         path.write_text(f"{error}\n")
-    reason = raised[0] if raised else str(error).strip().splitlines()[-1]
-    return DSparkError(f"a training worker failed ({reason}); {path} has all of it. The same command goes on from the last saved state")
+    reason = repr(failures[0]) if failures else str(error).strip().splitlines()[-1]
+    return DSparkError(f"training workers failed ({reason}); {path} has all of it. The same command goes on from the last saved state")
 
 
 @contextmanager

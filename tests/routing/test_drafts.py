@@ -223,7 +223,7 @@ async def test_a_pool_with_another_model_is_as_good_as_none() -> None:
     for _ in range(10):
         assert len(await desk.propose()) == 0
         await asyncio.sleep(0.001)
-    assert desk.observer.lost["FingerprintMismatch"] in (1, 2)
+    assert 1 <= desk.observer.lost["FingerprintMismatch"] < 10  # not at every round, however slow the machine
     await desk.drafts.close()
 
 

@@ -42,6 +42,7 @@ class RouterMetrics:
         self._round_ms = self._histogram("round_ms", "Draft, queue, verification and commit of one round, in ms.", BUCKETS_MS)
         self._verify_ms = self._histogram("verify_ms", "One forward of a target and its acceptance walk, in ms.", BUCKETS_MS)
         self._draft_ms = self._histogram("draft_ms", "One answer of a drafter, without the way there, in ms.", BUCKETS_MS, DRAFTER)
+        self._target_rows = self._counter("target_rows", "Rows in the forwards of targets.")
         self._batch_rows = self._histogram("batch_rows", "Rows in one forward of a target.", BUCKETS_ROWS)
         self._num_sessions = 0
         self._sessions.set(0)
@@ -74,6 +75,7 @@ class RouterMetrics:
         if report.batch_rows:  # other steps only carried news, no forward
             self._verify_ms.observe(report.verify_ms)
             self._batch_rows.observe(report.batch_rows)
+            self._target_rows.inc(report.batch_rows)  # exact; Ray makes a histogram's sum of the middles of its buckets
 
     def draft_done(self, report: DraftReport, drafter: str) -> None:
         """See Observer."""

@@ -3,6 +3,7 @@ TensorBoard where it is installed. metrics.jsonl is run_state.py's.
 """
 
 import importlib.util
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dspark.deepspec.estimates import shown_seconds
+from dspark.deepspec.run_state import disk_errors_told
 from dspark.deepspec.train import StepRecord, expected_tau
 
 SMOOTHING = 0.95
 """Of the numbers beside the bar; the logs have every step's own."""
 LINE_EVERY_S = 30.0
+TENSORBOARD = "tensorboard"
 
 
 class Board:
@@ -28,7 +31,7 @@ class Board:
         self._console = console
         self._progress = progress
         self._task = progress.add_task(folder.name, total=num_steps, completed=done)
-        self._name, self._num_steps, self._done = folder.name, num_steps, done
+        self._folder, self._name, self._num_steps, self._done = folder, folder.name, num_steps, done
         self._means: dict[str, float] = {}
         self._writer = writer
         self._started_s = time.monotonic()
@@ -48,7 +51,8 @@ class Board:
     def value(self, step: int, name: str, value: float) -> None:
         """A number for TensorBoard alone."""
         if self._writer is not None:
-            self._writer.add_scalar(name, value, step)
+            with disk_errors_told(self._folder / TENSORBOARD):
+                self._writer.add_scalar(name, value, step)
 
     def _line(self, step: int, text: str) -> None:
         now_s = time.monotonic()
@@ -64,13 +68,30 @@ def board(folder: Path, num_steps: int, done: int, *, tensorboard: bool = True) 
     """A bar on the terminal for as long as the block runs."""
     console = Console(highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    writer = _tensorboard(folder, done) if tensorboard else None
+    with _writer(folder, done, tensorboard) as writer, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Board(console, progress, folder, num_steps, done, writer)
+
+
+@contextmanager
+def _writer(folder: Path, done: int, wanted: bool) -> Iterator[Any]:
+    """TensorBoard's, or None. Its thread prints a disk error in full, though the next call raises it once more: once is enough."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            yield Board(console, progress, folder, num_steps, done, writer)
+        writer = _tensorboard(folder, done) if wanted else None
+        try:
+            yield writer
+        finally:
+            if writer is not None:
+                with disk_errors_told(folder / TENSORBOARD):
+                    writer.close()
     finally:
-        if writer is not None:
-            writer.close()
+        threading.excepthook = before
 
 
 def _tensorboard(folder: Path, done: int) -> Any:
@@ -80,4 +101,5 @@ def _tensorboard(folder: Path, done: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter
-    return writer(folder / "tensorboard", purge_step=done + 1)  # steps that a killed run did after its last state come again
+    with disk_errors_told(folder / TENSORBOARD):
+        return writer(folder / TENSORBOARD, purge_step=done + 1)  # steps that a killed run did after its last state come again

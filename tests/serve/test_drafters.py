@@ -191,7 +191,7 @@ def test_a_vector_of_the_drafters_width_travels_for_each_token(cluster: Cluster,
 def test_a_killed_drafter_is_replaced_by_one_that_the_targets_store_brings_up_to_date(cluster: Cluster) -> None:
     """Its sessions go on with a replica that has never heard of them; the target computes no row twice for it."""
     golden = plain_answers(cluster, LONG)
-    rows_before, features_before = metrics(cluster, "batch_rows_sum", "feature_rows_total")
+    rows_before, features_before = metrics(cluster, "target_rows_total", "feature_rows_total")
     lost_before = cluster.metric("draft_lost_total", drafter="general")
     victim, _ = cluster.replica_pids("Draft-general")
     started = [Event() for _ in PROMPTS]
@@ -208,7 +208,7 @@ def test_a_killed_drafter_is_replaced_by_one_that_the_targets_store_brings_up_to
         late = chunks[len(chunks) * 3 // 4].usage
         assert chunks[-1].usage.drafted_tokens > late.drafted_tokens, "everyone drafts again, or still"
     usages = [chunks[-1].usage for chunks in answers]
-    rows, features = metrics(cluster, "batch_rows_sum", "feature_rows_total")
+    rows, features = metrics(cluster, "target_rows_total", "feature_rows_total")
     assert cluster.metric("draft_lost_total", drafter="general") > lost_before, "some sessions drafted on the replica that was killed"
     assert rows - rows_before == sum(u.prompt_tokens - 1 + u.rounds + u.selected_tokens for u in usages), "prompts, anchors, candidates"
     positions = sum(u.prompt_tokens + u.completion_tokens for u in usages)

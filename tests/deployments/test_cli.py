@@ -79,11 +79,26 @@ def test_doctor_looks_at_every_drafter_that_runs_a_model(config: Path, tiny_fold
     assert result.exit_code == 4
 
 
+def test_doctor_reads_what_the_shipped_configuration_names() -> None:
+    """Its ports may be in use here; its models must be sound."""
+    result = runner.invoke(main, ["doctor", str(SHIPPED), "--metrics-port", str(free_port())])
+    assert "ok       target demo:target: 68 tensors" in result.output
+    assert "ok       drafter demo:dspark: block, 2 layers, reads target layers 0, 1, 2, 3, 4" in result.output
+
+
+def test_doctor_refuses_a_drafter_of_another_target(config: Path, tiny_folder: Path) -> None:
+    config.write_text(config.read_text().replace("{kind: lookup}", "{kind: block}"))
+    result = runner.invoke(main, ["doctor", str(config), "--metrics-port", str(free_port())])
+    assert result.exit_code == 4
+    assert f"config.json: vocab_size is 4096, but the target {tiny_folder} has" in result.output
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
         ({}, "demo:dspark (depth 4)"),
         ({"drafter": {"kind": "lookup", "max_depth": 2}}, "lookup (depth 2)"),
+        ({"drafter": {"kind": "block", "max_depth": 7}}, "demo:dspark (depth 7)"),
         ({"drafter": {"kind": "none"}}, "none"),
         ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:dspark (depth 4), b: lookup (depth 4)"),
     ],

@@ -18,8 +18,6 @@ import pytest
 
 from dspark.client import Client
 from dspark.errors import DSparkError, InvalidRequest
-from dspark.runtime.hub import DEMO_MODELS
-from tests.warm_drafters import write_drafter
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 200.0
@@ -144,14 +142,6 @@ def ray_environment() -> Iterator[dict[str, str]]:
     settings = {"RAY_TMPDIR": folder, "RAY_metrics_report_interval_ms": "500", "RAY_worker_niceness": "0"}
     yield os.environ | settings | {"PYTHONUNBUFFERED": "1"}
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def block_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The shipped one; in a tree without it, one that was not trained but starts from the target's own layers."""
-    if "demo:dspark" in DEMO_MODELS:
-        return "demo:dspark"
-    return str(write_drafter(tmp_path_factory.mktemp("block") / "drafter", "dspark"))
 
 
 @pytest.fixture(scope="module")

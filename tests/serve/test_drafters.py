@@ -35,20 +35,20 @@ LONG: dict[str, Any] = SAMPLED | {"max_tokens": 320}
 ENDLESS: dict[str, Any] = SAMPLED | {"max_tokens": 1500}
 HIDDEN_SIZE, NUM_TAPS, BFLOAT16_BYTES = 256, 5, 2
 ARGS = """\
-      target: {{num_threads: 1, deterministic: true, kv_cache: {{num_tokens: 16384}}}}
+      target: {num_threads: 1, deterministic: true, kv_cache: {num_tokens: 16384}}
       drafters:
-        general: {{kind: block, model: "{block}", num_threads: 1, max_depth: 7, max_nodes: 7}}
-        small: {{kind: language_model, model: "demo:drafter", num_threads: 1}}
-        lookup: {{kind: lookup}}
+        general: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7}
+        small: {kind: language_model, model: "demo:drafter", num_threads: 1}
+        lookup: {kind: lookup}
       draft_deployments:
-        general: {{health_check_period_s: 1, autoscaling: {{min_replicas: 2, max_replicas: 2}}}}
+        general: {health_check_period_s: 1, autoscaling: {min_replicas: 2, max_replicas: 2}}
 """
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, block_model: str, ray_environment: dict[str, str]) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, ray_environment: dict[str, str]) -> Iterator[Cluster]:
     """Three drafters for one target, one of them with two replicas."""
-    config, http_port, grpc_port = write_config(tmp_path_factory.mktemp("drafters"), ARGS.format(block=block_model))
+    config, http_port, grpc_port = write_config(tmp_path_factory.mktemp("drafters"), ARGS)
     with running(config, http_port, grpc_port, ray_environment) as cluster:
         yield cluster
 
@@ -117,9 +117,9 @@ def metrics(cluster: Cluster, *names: str, **labels: str) -> list[float]:
     return [cluster.metric(name, **labels) for name in names]
 
 
-def test_the_banner_and_the_replicas_are_those_of_the_configuration(cluster: Cluster, block_model: str) -> None:
+def test_the_banner_and_the_replicas_are_those_of_the_configuration(cluster: Cluster) -> None:
     wait_until(lambda: "try:" in cluster.log.read_text(), 10.0, "the banner")
-    told = f"draft general: {block_model} (depth 7), small: demo:drafter (depth 4), lookup: lookup (depth 4) |"
+    told = "draft general: demo:dspark (depth 7), small: demo:drafter (depth 4), lookup: lookup (depth 4) |"
     assert told in cluster.log.read_text()
     replicas = [len(cluster.replica_pids(f"Draft-{name}")) for name in ("general", "small", "lookup")]
     assert replicas == [2, 1, 0]

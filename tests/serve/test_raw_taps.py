@@ -11,15 +11,15 @@ from tests.serve.test_drafters import BFLOAT16_BYTES, HIDDEN_SIZE, NUM_TAPS, PRO
 pytestmark = pytest.mark.serve
 
 ARGS = """\
-      target: {{num_threads: 1, deterministic: true}}
-      drafter: {{kind: block, model: "{block}", num_threads: 1, max_depth: 7, max_nodes: 7}}
+      target: {num_threads: 1, deterministic: true}
+      drafter: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7}
 """
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, block_model: str, ray_environment: dict[str, str]) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, ray_environment: dict[str, str]) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("raw")
-    config, http_port, grpc_port = write_config(folder, ARGS.format(block=block_model), "tests.serve.raw_taps:build")
+    config, http_port, grpc_port = write_config(folder, ARGS, "tests.serve.raw_taps:build")
     with running(config, http_port, grpc_port, ray_environment) as cluster:
         yield cluster
 

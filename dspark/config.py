@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
-MODEL_KINDS = frozenset({"language_model", "block", "eagle"})
+FEATURE_KINDS = frozenset({"block", "eagle"})
+"""Kinds of drafters that read the target's hidden states."""
+MODEL_KINDS = FEATURE_KINDS | {"language_model"}
 """Kinds of drafters that have weights, and so replicas of their own in the service."""
 SHIPPED_DRAFTERS = {"language_model": "demo:drafter", "block": "demo:dspark"}
 """What a drafter of these kinds runs where its configuration names no model."""

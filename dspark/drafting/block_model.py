@@ -18,9 +18,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from dspark.drafting.heads import ConfidenceHead, build_head
-from dspark.drafting.shared_weights import SharedWeights
+from dspark.drafting.shared_weights import SharedWeights, take_over
 from dspark.drafting.vocabulary import DraftVocabulary
-from dspark.errors import ModelLoadError
 from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
 from dspark.runtime.layer_stack import LayerStack, within_window
@@ -85,18 +84,8 @@ class BlockModel(nn.Module):
 
     def load(self, tensors: dict[str, torch.Tensor], folder: Path | str) -> None:
         """Take over all of this model's own tensors, in its own precision."""
-        wanted = dict(self.own_parameters())
-        given = {name: tensor for name, tensor in tensors.items() if name not in (*SHARED_TENSORS, *VOCABULARY_TENSORS)}
-        for name in (*wanted, *given):
-            if name not in given:
-                raise ModelLoadError(f"{folder}: tensor {name!r} is missing")
-            if name not in wanted:
-                raise ModelLoadError(f"{folder}: tensor {name!r} is not part of this drafter")
-            if given[name].shape != wanted[name].shape:
-                raise ModelLoadError(f"{folder}: tensor {name!r} is {list(given[name].shape)}, not {list(wanted[name].shape)}")
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(given[name])
+        others = (*SHARED_TENSORS, *VOCABULARY_TENSORS)
+        take_over(dict(self.own_parameters()), {name: t for name, t in tensors.items() if name not in others}, folder)
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""

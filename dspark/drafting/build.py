@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dspark.config import DrafterConfig, ModelSource, TargetConfig
+from dspark.config import FEATURE_KINDS, DrafterConfig, ModelSource, TargetConfig
 from dspark.drafting.batch import CachedDrafter
 from dspark.drafting.block import BlockDrafter
 from dspark.drafting.block_model import BlockModel
@@ -44,7 +44,7 @@ def load_drafter(config: DrafterConfig, target: ModelSource) -> LoadedDrafter:
     register()
     if config.kind == "language_model":
         return _load_language_model(config)
-    if config.kind not in ("block", "eagle"):
+    if config.kind not in FEATURE_KINDS:
         raise ConfigError(f"a drafter of kind {config.kind!r} has no weights to load", "drafter.kind")
     checkpoint = read_draft_checkpoint(resolve_folder(config))
     if checkpoint.spec.kind != config.kind:

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from dspark.drafting.shared_weights import SharedWeights
+from dspark.drafting.shared_weights import SharedWeights, take_over
 from dspark.drafting.vocabulary import DraftVocabulary
-from dspark.errors import ModelLoadError, UnsupportedModel
+from dspark.errors import UnsupportedModel
 from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
 from dspark.runtime.layer_stack import LayerStack, family_norm, within_window
@@ -78,14 +78,7 @@ class EagleModel(nn.Module):
 
     def load(self, tensors: dict[str, torch.Tensor], folder: Path | str) -> None:
         """Take over all of this model's own tensors, in its own precision."""
-        wanted = dict(self.named_parameters())
-        given = {name: tensor for name, tensor in tensors.items() if name not in NOT_PARAMETERS}
-        for name in dict.fromkeys((*wanted, *given)):
-            if name not in given or name not in wanted or given[name].shape != wanted[name].shape:
-                raise ModelLoadError(f"{folder}: tensor {name!r} is missing, unknown or of another shape")
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(given[name])
+        take_over(dict(self.own_parameters()), {name: t for name, t in tensors.items() if name not in NOT_PARAMETERS}, folder)
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""

@@ -1,4 +1,4 @@
-"""What a trained drafter takes from its target: token embedding and LM head. Stored once, with the target.
+"""What a trained drafter takes from its target, token embedding and LM head, stored once, with the target; and how it takes over its own.
 
 Symbols: V target vocabulary, Vd draft vocabulary, d hidden size.
 """
@@ -42,6 +42,23 @@ class SharedWeights:
             tensors.get("embed_tokens.weight", self.embedding).to(self.embedding),
             tensors.get("lm_head.weight", self.lm_head).to(self.lm_head),
         )
+
+
+def take_over(wanted: Mapping[str, torch.nn.Parameter], given: Mapping[str, torch.Tensor], folder: Path | str) -> None:
+    """Copy a checkpoint's tensors into a drafter's parameters, in the parameters' precision.
+
+    Raises ModelLoadError naming a tensor that is missing, unknown or misshapen; then nothing was copied.
+    """
+    for name in (*wanted, *given):
+        if name not in given:
+            raise ModelLoadError(f"{folder}: tensor {name!r} is missing")
+        if name not in wanted:
+            raise ModelLoadError(f"{folder}: tensor {name!r} is not part of this drafter")
+        if given[name].shape != wanted[name].shape:
+            raise ModelLoadError(f"{folder}: tensor {name!r} is {list(given[name].shape)}, not {list(wanted[name].shape)}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(given[name])
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> torch.Tensor | None:

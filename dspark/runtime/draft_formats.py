@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from dspark.config import DrafterConfig
+from dspark.config import FEATURE_KINDS, DrafterConfig
 from dspark.errors import ModelLoadError
 from dspark.messages import FeatureSpec
 from dspark.runtime.architecture import load_config
@@ -63,7 +63,7 @@ def read_draft_spec(folder: Path) -> DraftSpec:
 
 def feature_spec(config: DrafterConfig) -> FeatureSpec | None:
     """Which hidden states this drafter reads from the target; None for a kind that needs nothing but tokens."""
-    if config.kind not in ("block", "eagle"):
+    if config.kind not in FEATURE_KINDS:
         return None
     folder = resolve_folder(config)
     spec = read_draft_spec(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from dspark.config import DrafterConfig, TargetConfig
+from dspark.config import FEATURE_KINDS, DrafterConfig, TargetConfig
 from dspark.errors import ConfigError, InvalidMessage, ModelLoadError
 from dspark.runtime.attention import ATTENTION_NAME, register
 from dspark.runtime.loading import load_causal_lm, load_tokenizer, model_card, resolve_folder
@@ -19,10 +19,6 @@ from dspark.verifying.feature_store import Projection
 from dspark.verifying.verifier import BatchVerifier
 
 logger = logging.getLogger(__name__)
-
-
-FEATURE_READERS = ("block", "eagle")
-"""Kinds of drafters that read the target's hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ def _load_projections(drafters: Sequence[DrafterConfig], device: torch.device) -
     """A checkpoint that cannot be read here is its Draft replica's to complain of: its sessions get raw taps."""
     projections: list[Projection] = []
     for drafter in drafters:
-        if drafter.kind not in FEATURE_READERS:
+        if drafter.kind not in FEATURE_KINDS:
             continue
         try:
             projections.append(load_projection(drafter, device))

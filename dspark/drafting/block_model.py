@@ -8,7 +8,7 @@ Symbols: B batch, S context positions, A anchors, K block size, R = A * K rows, 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
 from dspark.runtime.layer_stack import LayerStack, within_window
 from dspark.runtime.projection import FeatureProjection
+from dspark.runtime.weight_layout import by_columns, lay_out_linears
 
 BLOCK_ATTENTION = "dspark_block"
 SHARED_TENSORS = ("embed_tokens.weight", "lm_head.weight")
@@ -86,6 +87,11 @@ class BlockModel(nn.Module):
         """Take over all of this model's own tensors, in its own precision."""
         others = (*SHARED_TENSORS, *VOCABULARY_TENSORS)
         take_over(dict(self.own_parameters()), {name: t for name, t in tensors.items() if name not in others}, folder)
+
+    def lay_out_for_serving(self) -> None:
+        """See weight_layout.py; not for training."""
+        lay_out_linears(self)
+        self._shared = [replace(self._shared[0], lm_head=by_columns(self._shared[0].lm_head))]
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""

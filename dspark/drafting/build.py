@@ -22,6 +22,7 @@ from dspark.runtime.fingerprints import model_fingerprint
 from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model_card, resolve_folder
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import FeatureProjection
+from dspark.runtime.weight_layout import lay_out_linears
 from dspark.scheduling.calibration import load_estimator
 from dspark.types import ModelCard
 
@@ -73,9 +74,11 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
     drafter: CachedDrafter[Any]
     if spec.kind == "block":
         model = BlockModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
+        model.lay_out_for_serving()
         drafter = BlockDrafter(model, projection, estimator=load_estimator(checkpoint.folder), **cache)
     else:
         eagle = EagleModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
+        lay_out_linears(eagle)
         drafter = EagleDrafter(eagle, projection, **cache)
     return LoadedDrafter(drafter, card)
 

@@ -10,12 +10,15 @@ from dspark.runtime.deterministic import FixedRowTiles
 from dspark.runtime.kv_cache import BlockPool, KvTensors
 from dspark.runtime.packed import PackedBatch, Segment, pack
 from dspark.runtime.taps import TapPoints
+from dspark.runtime.weight_layout import lay_out_linears
 
 
 class PackedModel:
-    """Weights and cache of one model on one device. Not thread-safe: one thread runs the forwards."""
+    """Weights and cache of one model on one device. Not thread-safe: one thread runs the forwards. Takes the model over: on a CPU, its
+    weights are laid out anew."""
 
     def __init__(self, model: Any, *, num_cache_tokens: int, block_tokens: int, deterministic: bool = False) -> None:
+        lay_out_linears(model)
         self._model = model
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.vocab_size: int = model.config.get_text_config().vocab_size

@@ -53,6 +53,16 @@ class KvCacheConfig(StrictModel):
     block_tokens: Positive = 16
 
 
+class ProfileConfig(StrictModel):
+    """How a target learns, when its replica starts, what its steps cost. Without a profile, routers learn it from real steps."""
+
+    enabled: bool = True
+    budget_s: PositiveSeconds = 5.0
+    """Of measuring; what does not fit into it is left to the curve between its points."""
+    path: str | None = None
+    """A file to keep the curve in: read where it is of the same model, device, threads and dtype, else measured and written."""
+
+
 class TargetConfig(ModelSource):
     """The model whose output is served, unchanged."""
 
@@ -66,6 +76,7 @@ class TargetConfig(ModelSource):
     """Rows (prefill tokens, anchors and candidates of all sessions) in one forward."""
     deterministic: bool = False
     """Bitwise the same logits for a row whatever else is in the batch; slower (docs/measurements.md)."""
+    profile: ProfileConfig = ProfileConfig()
 
 
 class DrafterConfig(ModelSource):
@@ -79,6 +90,8 @@ class DrafterConfig(ModelSource):
     """Draft positions per round (`num_speculative_tokens` elsewhere)."""
     max_nodes: Annotated[int, Field(ge=0, le=256)] = 4
     """Candidates per session and round."""
+    max_width: Annotated[int, Field(ge=1, le=16)] = 1
+    """Children of one candidate; 1 drafts chains."""
     min_survival: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Drafters with a model propose no position that they expect to survive less often; `deepspec evaluate` shows what it does."""
     lookup_min_match: Positive = 2
@@ -102,6 +115,9 @@ class LimitsConfig(StrictModel):
     """Sessions at the same time; more wait in the queue."""
     max_queued: Positive = 1024
     """Requests waiting for a place; more get 429."""
+    enforce_promises: bool = False
+    """True: a request that would break a promised speed (`speculation.min_tokens_per_second`), its own or another's, gets 429.
+    False: it is served, and promises are kept as well as can be."""
     max_choices: Positive = 16
     """Largest `n`."""
     max_prompts: Positive = 64

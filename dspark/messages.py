@@ -66,6 +66,8 @@ class DraftRequest:
     max_nodes: int
     features: ContextFeatures | None = None
     """Continues what this drafter has; a draft needs all positions before the anchor's."""
+    max_width: int = 1
+    """Children per node at most; 1 asks for a chain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@
 A parent stands before its children, and a node's score, its estimated survival, is at most its parent's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,6 +82,25 @@ class CandidateTree:
         except KeyError as missing:
             raise ValueError(f"node {missing} is not kept, but a child of it is") from None
         return CandidateTree(self.token_ids[kept], np.asarray(parents, np.int32), self.scores[kept])
+
+    @staticmethod
+    def merged(trees: Sequence["CandidateTree"]) -> "CandidateTree":
+        """One tree of all their paths. A node that several propose has the best of their scores: more would count one chance twice."""
+        if len(trees) == 1:
+            return trees[0]
+        places: dict[tuple[int, int], int] = {}  # (parent, token) in the merged tree -> node
+        scores: list[float] = []
+        for tree in trees:
+            own: list[int] = []  # node of this tree -> node of the merged tree
+            for token, parent, score in zip(tree.token_ids.tolist(), tree.parents.tolist(), tree.scores.tolist(), strict=True):
+                key = (ANCHOR if parent == ANCHOR else own[parent], token)
+                node = places.setdefault(key, len(places))
+                if node == len(scores):
+                    scores.append(score)
+                scores[node] = max(scores[node], score)
+                own.append(node)
+        parents, tokens = ([key[part] for key in places] for part in (0, 1))
+        return CandidateTree(np.asarray(tokens, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32))
 
     def check(self, vocab_size: int, max_nodes: int) -> None:
         """Raise InvalidMessage, naming the field, unless every array fits; run on each tree that crosses a wire."""

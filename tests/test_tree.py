@@ -1,5 +1,7 @@
 """CandidateTree: its arrays, its selections, and what `check` refuses."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -86,3 +88,31 @@ def test_the_check_refuses(tree: CandidateTree, vocab_size: int, max_nodes: int)
     with pytest.raises(InvalidMessage, match="tree") as caught:
         tree.check(vocab_size, max_nodes)
     assert caught.value.field is not None
+
+
+def paths_of(tree: CandidateTree) -> dict[tuple[int, ...], float]:
+    """Path of tokens -> score."""
+    return {tuple(tree.token_ids[tree.path(node)].tolist()): float(tree.scores[node]) for node in range(len(tree))}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_merged_tree_has_the_paths_of_all_with_the_best_of_their_scores(seed: int) -> None:
+    draw = random.Random(seed)
+    trees = []
+    for _ in range(3):
+        size = draw.randint(0, 9)
+        parents = [draw.randint(ANCHOR, node - 1) for node in range(size)]
+        tokens: list[int] = []
+        for node, parent in enumerate(parents):  # siblings differ
+            taken = {tokens[other] for other in range(node) if parents[other] == parent}
+            tokens.append(draw.choice([token for token in range(12) if token not in taken]))
+        scores = [draw.random() for _ in range(size)]
+        trees.append(CandidateTree(np.asarray(tokens, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32)))
+    expected: dict[tuple[int, ...], float] = {}
+    for tree in trees:
+        for path, score in paths_of(tree).items():
+            expected[path] = max(score, expected.get(path, 0.0))
+    merged = CandidateTree.merged(trees)
+    merged.check(12, 64)
+    assert paths_of(merged) == expected
+    assert len(merged) == len(expected)

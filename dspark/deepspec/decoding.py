@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, TargetConfig
 from dspark.deepspec.traces import DecodingTrace, TraceRecorder
-from dspark.drafting.batch import UNKNOWN, Chain
 from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
+from dspark.drafting.growth import UNKNOWN, Draft
 from dspark.engine import Engine
 from dspark.local import LocalBackend
 from dspark.messages import StepReport
@@ -32,10 +32,20 @@ class DecodingPlan:
 
     max_tokens: int = 128
     depth: int = 7
+    max_nodes: int | None = None
+    """Candidates per round; None: as many as a chain of this depth has."""
+    max_width: int = 1
+    """Children per candidate; 1: chains."""
     concurrency: int = 8
     """Prompts in flight together."""
     seed: int = 20261125
     """Of the sampling noise; every prompt and drafter gets the same."""
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Fields of a DrafterConfig."""
+        nodes = self.depth if self.max_nodes is None else self.max_nodes
+        return {"max_depth": self.depth, "max_nodes": nodes, "max_width": self.max_width}
 
 
 class TraceCollector(SilentObserver):
@@ -44,12 +54,12 @@ class TraceCollector(SilentObserver):
     def __init__(self) -> None:
         self.recorder = TraceRecorder()
         self._numbers: dict[SessionId, int] = {}
-        self._chains: dict[Place, Chain] = {}
+        self._drafts: dict[Place, Draft] = {}
         self._verdicts: dict[Place, int] = {}
 
-    def on_chain(self, session_id: SessionId, base_length: int, chain: Chain) -> None:
+    def on_draft(self, session_id: SessionId, base_length: int, draft: Draft) -> None:
         """A drafting.batch.Listener; called on the drafter's thread, before its answer is on its way."""
-        self._chains[session_id, base_length] = chain
+        self._drafts[session_id, base_length] = draft
 
     def session_started(self, session: Session) -> None:
         """See Observer."""
@@ -63,21 +73,24 @@ class TraceCollector(SilentObserver):
     def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
         """See Observer. The target's own verdict counts: the end of a session cuts its last round."""
         place = (session.session_id, session.base_length - len(chunk.token_ids))
-        chain = self._chains.pop(place, None)
-        if chain is None or len(chain) != chunk.num_drafted:  # a drafter that tells nothing, or a draft that came too late
-            unknown = [UNKNOWN] * chunk.num_drafted
-            chain = Chain([0] * chunk.num_drafted, unknown, unknown, unknown, unknown)
         accepted = self._verdicts.pop(place, chunk.num_accepted)
-        self.recorder.add(
-            self._numbers[session.session_id],
-            session.sampling.temperature,
-            accepted,
-            chain.scores,
-            chain.confidence_logits,
-            chain.gaps,
-            chain.log_draft_probs,
-            chunk.num_selected,
-        )
+        number, temperature = self._numbers[session.session_id], session.sampling.temperature
+        draft = self._drafts.pop(place, None)
+        if draft is None or len(draft.tree) != chunk.num_drafted:  # a drafter that tells nothing, or a draft that came too late
+            unknown = [UNKNOWN] * chunk.num_drafted
+            self.recorder.add(number, temperature, accepted, unknown, num_verified=chunk.num_selected)
+        else:
+            known = draft.signals
+            self.recorder.add(
+                number,
+                temperature,
+                accepted,
+                draft.tree.scores,
+                known.confidence_logits,
+                known.gaps,
+                known.log_draft_probs,
+                chunk.num_selected,
+            )
 
 
 class Decoder:
@@ -100,7 +113,7 @@ class Decoder:
         collector = TraceCollector()
         config = EngineConfig(
             target=self._config,
-            drafter=drafter.model_copy(update={"max_depth": plan.depth, "max_nodes": plan.depth}),
+            drafter=drafter.model_copy(update=plan.limits),
             limits=LimitsConfig(draft_timeout_s=60.0),  # a machine at work on something else must not count as bad drafts
         )
         backend = LocalBackend(self._target.with_own_cache((drafter,)), {"default": self._drafter(config.drafter, collector)})
@@ -113,7 +126,7 @@ class Decoder:
         if config.kind == "lookup":
             return lookup_drafter(config)
         loaded = load_drafter(config, self._config)
-        loaded.drafter.listener = collector.on_chain
+        loaded.drafter.listener = collector.on_draft
         return loaded
 
 

@@ -3,7 +3,7 @@ its blocks run out. What a cache holds, and how a draft comes out of it, is each
 
 Synchronous and for one thread; drafter.py puts it behind the port.
 
-Symbols: S sessions, K drafted positions, V target vocabulary.
+Symbols: S sessions.
 """
 
 import time
@@ -12,49 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import torch
-
 from dspark.drafting.context import DraftContext
+from dspark.drafting.growth import Draft, Growth, Stem
 from dspark.errors import DSparkError, OutOfBlocks, UnknownSession
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen
 from dspark.runtime.kv_cache import BlockPool, BlockTable
-from dspark.sampling import RowSampling, Sampler
-from dspark.tree import CandidateTree
+from dspark.sampling import Sampler
+from dspark.scheduling.calibration import Estimator
+from dspark.scheduling.signals import sigmoid_of_gaps
 from dspark.types import SessionId
 
-UNKNOWN = float("nan")
-
-
-@dataclass(slots=True)
-class Chain:
-    """What was drafted in one round, and what the drafter knew of each position: what calibration is fitted on. K positions."""
-
-    token_ids: list[int] = field(default_factory=list)  # [K]
-    scores: list[float] = field(default_factory=list)  # [K] estimated survival
-    gaps: list[float] = field(default_factory=list)  # [K] noised score of the token minus that of its best sibling
-    log_draft_probs: list[float] = field(default_factory=list)  # [K] UNKNOWN where nobody listens
-    confidence_logits: list[float] = field(default_factory=list)  # [K] UNKNOWN without a confidence head
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def add(self, token_id: int, score: float, gap: float, log_draft_prob: float, confidence_logit: float = UNKNOWN) -> None:
-        """One position more."""
-        self.token_ids.append(token_id)
-        self.scores.append(score)
-        self.gaps.append(gap)
-        self.log_draft_probs.append(log_draft_prob)
-        self.confidence_logits.append(confidence_logit)
-
-    def cut(self, min_survival: float) -> None:
-        """Drop the positions from the first one on that is less likely to survive."""
-        kept = next((k for k, score in enumerate(self.scores) if score < min_survival), len(self))
-        for values in (self.token_ids, self.scores, self.gaps, self.log_draft_probs, self.confidence_logits):
-            del values[kept:]
-
-
-Listener = Callable[[SessionId, int, Chain], None]
-"""Told of every draft: session, base length, chain."""
+Listener = Callable[[SessionId, int, Draft], None]
+"""Told of every draft: session, base length, what was drafted."""
 
 
 @dataclass(slots=True)
@@ -66,9 +35,11 @@ class DraftSession(ABC):
     table: BlockTable
     last_used: int = 0
     depth: int = 0
-    """Positions wanted in this round."""
-    chain: Chain = field(default_factory=Chain)
-    """Drafted in this round."""
+    """Levels wanted in this round."""
+    max_nodes: int = 0
+    max_width: int = 1
+    draft: Draft = field(default_factory=Draft.empty)
+    """Of this round."""
 
     @abstractmethod
     def forget_cache(self) -> None:
@@ -86,9 +57,12 @@ SessionT = TypeVar("SessionT", bound=DraftSession)
 class CachedDrafter(ABC, Generic[SessionT]):
     """All sessions of one draft replica."""
 
-    def __init__(self, pool: BlockPool, *, max_length: int, min_survival: float = 0.0) -> None:
-        """Positions whose estimated survival is below `min_survival` are not proposed."""
+    def __init__(
+        self, pool: BlockPool, *, max_length: int, min_survival: float = 0.0, estimator: Estimator | None = None
+    ) -> None:
+        """Candidates whose survival `estimator` puts below `min_survival` are not proposed; None estimates by `sigmoid_of_gaps`."""
         self._pool = pool
+        self._estimator = estimator
         self._max_length = max_length
         self._min_survival = min_survival
         self._sessions: dict[SessionId, SessionT] = {}
@@ -109,7 +83,7 @@ class CachedDrafter(ABC, Generic[SessionT]):
 
     @abstractmethod
     def _run(self, sessions: Sequence[SessionT]) -> None:
-        """Cache what is new and draft `depth` positions for each session, into its `chain`."""
+        """Cache what is new and draft for each session that wants it, into its `draft`."""
 
     @property
     def num_sessions(self) -> int:
@@ -128,7 +102,7 @@ class CachedDrafter(ABC, Generic[SessionT]):
             session.table.release()
 
     def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
-        """One chain per request; depth 0 only brings the state up to date."""
+        """One tree per request; depth 0 only brings the state up to date."""
         started = time.perf_counter()
         self._clock += 1
         failures = []
@@ -143,49 +117,35 @@ class CachedDrafter(ABC, Generic[SessionT]):
         return DraftReport(results, tuple(failures), (time.perf_counter() - started) * 1e3)
 
     def _result(self, session: SessionT) -> DraftResult:
-        session.chain.cut(self._min_survival)
         if self.listener is not None:
-            self.listener(session.session_id, session.base_length, session.chain)
-        tree = CandidateTree.chain(session.chain.token_ids, session.chain.scores)
-        return DraftResult(session.session_id, session.base_length, tree)
+            self.listener(session.session_id, session.base_length, session.draft)
+        return DraftResult(session.session_id, session.base_length, session.draft.tree)
 
     def _prepared(self, request: DraftRequest) -> SessionT:
         session = self._sessions.get(request.session_id)
         if session is None:
             raise UnknownSession(f"no session {request.session_id} here")
         session.context.bring_up_to(request)
-        session.chain, session.last_used = Chain(), self._clock
+        session.draft, session.last_used = Draft.empty(), self._clock
         if session.base_length > self._max_length:
             raise OutOfBlocks(f"the session is longer than the drafter's {self._max_length} tokens")
         session.depth = max(0, min(request.max_depth, request.max_nodes, self._max_length - session.base_length))
+        session.max_nodes, session.max_width = request.max_nodes, request.max_width
         self._take_in(session, request)
         return session
 
-    def _extend(self, sessions: Sequence[SessionT], logits: torch.Tensor, sampler: Sampler) -> None:
-        """One token more for each chain, chosen from `logits` [S, V] as the target chooses (DESIGN section 4).
-
-        Survival from how clear the choices were: the noised gap to the best sibling, multiplied along the path.
-        """
-        rows = [RowSampling(s.context.sampling, s.base_length + len(s.chain)) for s in sessions]
-        choice = sampler.choose_with_gaps(logits, rows)
-        odds, gaps, tokens = choice.gaps.sigmoid().tolist(), choice.gaps.tolist(), choice.token_ids.tolist()
-        log_probs = self._log_draft_probs(logits, choice.token_ids).tolist()
-        for index, session in enumerate(sessions):
-            score = odds[index] * (session.chain.scores[-1] if len(session.chain) else 1.0)
-            session.chain.add(tokens[index], score, gaps[index], log_probs[index])
+    def _growth(self, sessions: Sequence[SessionT], sampler: Sampler) -> Growth:
+        """New trees for these sessions."""
+        stems = [
+            Stem(s.context.sampling, s.base_length, s.depth, s.max_nodes, s.max_width, self._min_survival) for s in sessions
+        ]
+        estimate = sigmoid_of_gaps if self._estimator is None else self._estimator.conditional
+        return Growth(stems, sampler, estimate, wants_log_probs=self._estimator is not None or self.listener is not None)
 
     @staticmethod
-    def _make_noise(sessions: Sequence[DraftSession], sampler: Sampler) -> None:
-        """For all positions to come: one by one, they cost many small operations each."""
-        depth = max(session.depth for session in sessions)
-        rows = [RowSampling(s.context.sampling, s.base_length + k) for k in range(depth) for s in sessions if k < s.depth]
-        sampler.make_noise(rows)
-
-    def _log_draft_probs(self, logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """[S] of the tokens chosen from `logits` [S, V], by the drafter's own unprocessed distribution; only traces want it."""
-        if self.listener is None:
-            return torch.full((len(token_ids),), UNKNOWN)
-        return logits.float().log_softmax(-1).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    def _hand_out(sessions: Sequence[SessionT], growth: Growth) -> None:
+        for session, draft in zip(sessions, growth.drafts(), strict=True):
+            session.draft = draft
 
     def _reserve(self, session: SessionT, num_tokens: int) -> None:
         """Own the slots, if need be at the cost of the least recently used session outside this round."""

@@ -1,10 +1,11 @@
 """`block`: the DSpark drafter serving many sessions (paper: "Semi-autoregressive drafter"; without a sequential head, DFlash).
 
 A round costs one forward of the backbone for all waiting sessions together. Keys and values made from the target's features are
-paged and stay; those of the block's own rows are scratch. Tokens are chosen left to right as the target chooses them: the same
-processors, the same noise (DESIGN section 4).
+paged and stay; those of the block's own rows are scratch. Candidates are chosen level by level as the target chooses its tokens: the
+same processors, the same noise (growth.py).
 
-Symbols: S sessions, K block size, R = S * K rows, C new context positions of all sessions, V / Vd vocabularies, d hidden size.
+Symbols: S sessions, K block size, R = S * K rows, C new context positions of all sessions, F rows of a frontier, V / Vd vocabularies,
+d hidden size, r rank of the sequential head.
 """
 
 from collections.abc import Sequence
@@ -13,18 +14,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from dspark.drafting.batch import UNKNOWN, CachedDrafter, Chain, DraftSession
+from dspark.drafting.batch import CachedDrafter, DraftSession
 from dspark.drafting.block_model import BlockModel
 from dspark.drafting.context import DraftContext
 from dspark.drafting.features import NO_CONTEXT, FeatureReader, NewContext
+from dspark.drafting.growth import Growth
 from dspark.messages import DraftRequest, SessionOpen
 from dspark.runtime.attention import PackedContext
 from dspark.runtime.kv_cache import BlockPool, BlockTable, KvTensors
 from dspark.runtime.packed import Segment, pack
 from dspark.runtime.projection import FeatureProjection
-from dspark.sampling import RowSampling, Sampler
-from dspark.scheduling.calibration import DraftSignals, Estimator
-from dspark.types import SamplingParams
+from dspark.sampling import Sampler
+from dspark.scheduling.calibration import Estimator
 
 
 @dataclass(slots=True)
@@ -42,13 +43,12 @@ class _BlockSession(DraftSession):
 
 
 @dataclass(frozen=True, slots=True)
-class _Chains:
-    """What the heads made of S blocks."""
+class _Step:
+    """What the heads made of one level."""
 
-    token_ids: list[list[int]]  # [S][K]
-    gaps: torch.Tensor  # [S, K]
-    confidence_logits: torch.Tensor  # [S, K] NaN without a confidence head
-    log_draft_probs: torch.Tensor  # [S, K] NaN where nobody listens
+    logits: torch.Tensor  # [F, Vd]
+    confidence_logits: torch.Tensor | None  # [F]
+    state: torch.Tensor | None  # [F, r]
 
 
 class BlockDrafter(CachedDrafter[_BlockSession]):
@@ -65,12 +65,12 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         estimator: Estimator | None = None,
         min_survival: float = 0.0,
     ) -> None:
-        """`model` must have been built with the packed attention; `estimator` turns its confidence into survival."""
+        """`model` must have been built with the packed attention."""
         num_blocks = max(1, num_cache_tokens // block_tokens)
-        super().__init__(BlockPool(num_blocks, block_tokens), max_length=max_length, min_survival=min_survival)
+        pool = BlockPool(num_blocks, block_tokens)
+        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator)
         self._model = model
         self._reader = FeatureReader(projection)
-        self._estimator = estimator if model.confidence_head is not None else None
         self._cache = KvTensors(num_blocks * block_tokens)
         self._device = projection.fc.weight.device
         self._sampler = Sampler(model.spec.vocab_size, self._device)
@@ -90,7 +90,7 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         self._cache_context([session for session in sessions if len(session.news.vectors)])
         drafting = [session for session in sessions if session.depth > 0]
         if drafting:
-            self._settle(drafting, self._chains(drafting, self._backbone(drafting)))
+            self._hand_out(drafting, self._grown(drafting, self._backbone(drafting)))
 
     def _cache_context(self, sessions: Sequence[_BlockSession]) -> None:
         """Keys and values of all new context positions, of all sessions together."""
@@ -125,52 +125,33 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         hidden = self._model.stack.run(embedded, batch.position_ids, packed=PackedContext(batch, self._cache))
         return hidden.view(len(sessions), spec.block_size, -1)
 
-    def _chains(self, sessions: Sequence[_BlockSession], hidden: torch.Tensor) -> _Chains:
-        """Left to right: add the sequential head's bias, choose, go on from the choice."""
-        model, depth = self._model, max(session.depth for session in sessions)
-        hidden = hidden[:, :depth]
-        base = model.base_logits(hidden)  # [S, depth, Vd]
-        token_before = torch.tensor([session.context.token_ids[-1] for session in sessions], device=self._device)
-        state: torch.Tensor | None = None
-        tokens, gaps, embedded, log_probs = [], [], [], []
-        self._make_noise(sessions, self._sampler)
-        for k in range(depth):
-            logits = base[:, k]
-            if model.markov_head is not None:
-                step = model.markov_head(hidden[:, k], token_before, state)
-                logits, state = logits + step.bias, step.state
-                embedded.append(step.embedded)
-            rows = [RowSampling(session.context.sampling, session.base_length + k) for session in sessions]
-            logits = model.vocabulary.to_target_logits(logits)
-            choice = self._sampler.choose_with_gaps(logits, rows)
-            log_probs.append(self._log_draft_probs(logits, choice.token_ids))
-            token_before = choice.token_ids
-            tokens.append(choice.token_ids)
-            gaps.append(choice.gaps)
-        confidence = self._confidence(hidden, torch.stack(embedded, 1) if embedded else None)
-        return _Chains(torch.stack(tokens, 1).tolist(), torch.stack(gaps, 1), confidence, torch.stack(log_probs, 1))
+    def _grown(self, sessions: Sequence[_BlockSession], hidden: torch.Tensor) -> Growth:
+        """Trees from the backbone's output [S, K, d]: siblings share it, and only the small heads run again for each branch."""
+        growth = self._growth(sessions, self._sampler)
+        hidden = hidden[:, : max(session.depth for session in sessions)]
+        base = self._model.base_logits(hidden)  # [S, depth, Vd]
+        anchors = np.asarray([session.context.token_ids[-1] for session in sessions])
+        state: torch.Tensor | None = None  # [F, r] of the frontier's rows
+        while len(front := growth.frontier):
+            token_ids = anchors[front.owners] if front.depth == 0 else front.token_ids
+            owners = torch.from_numpy(front.owners).to(self._device)
+            parents = torch.from_numpy(front.parent_rows).to(self._device)
+            step = self._step(
+                hidden[owners, front.depth],
+                base[owners, front.depth],
+                torch.from_numpy(token_ids).to(self._device),
+                None if state is None else state[parents],
+            )
+            state = step.state
+            growth.extend(self._model.vocabulary.to_target_logits(step.logits), step.confidence_logits)
+        return growth
 
-    def _confidence(self, hidden: torch.Tensor, embedded: torch.Tensor | None) -> torch.Tensor:
-        """[S, depth] logits of all positions at once, for `hidden` [S, depth, d] and W1 of the tokens before [S, depth, r]."""
-        if self._model.confidence_head is None:
-            return torch.full(hidden.shape[:2], UNKNOWN)
-        logits: torch.Tensor = self._model.confidence_head(hidden, embedded)
-        return logits
-
-    def _settle(self, sessions: Sequence[_BlockSession], chains: _Chains) -> None:
-        """Hand out tokens and survival."""
-        confidence, gaps, log_probs = (t.float().cpu().numpy() for t in (chains.confidence_logits, chains.gaps, chains.log_draft_probs))
-        for index, session in enumerate(sessions):
-            depth = session.depth
-            signals = DraftSignals(gaps[index : index + 1, :depth], log_probs[index : index + 1, :depth])
-            survival = self._survival(confidence[index : index + 1, :depth], session.context.sampling, signals).tolist()
-            tokens = chains.token_ids[index][:depth]
-            rows = (values[index, :depth].tolist() for values in (gaps, log_probs, confidence))
-            session.chain = Chain(tokens, survival, *rows)
-
-    def _survival(self, confidence: np.ndarray, sampling: SamplingParams, signals: DraftSignals) -> np.ndarray:
-        """[depth] by the calibrated confidence head; without one, from how clear each choice was."""
-        if self._estimator is not None:
-            survival: np.ndarray = self._estimator.survival(confidence, sampling.temperature, signals)[0]
-            return survival
-        return np.cumprod(1 / (1 + np.exp(-signals.gaps[0].astype(np.float64))))
+    def _step(self, hidden: torch.Tensor, base: torch.Tensor, token_before: torch.Tensor, state: torch.Tensor | None) -> _Step:
+        """One level: `hidden` [F, d] and `base` [F, Vd] of its position, the token before [F], the rnn head's state [F, r]."""
+        model = self._model
+        embedded = None
+        if model.markov_head is not None:
+            step = model.markov_head(hidden, token_before, state)
+            base, embedded, state = base + step.bias, step.embedded, step.state
+        confidence = None if model.confidence_head is None else model.confidence_head(hidden, embedded)
+        return _Step(base, confidence, state)

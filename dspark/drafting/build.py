@@ -70,12 +70,13 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
         "num_cache_tokens": config.kv_cache.num_tokens,
         "block_tokens": config.kv_cache.block_tokens,
         "min_survival": config.min_survival,
+        "estimator": load_estimator(checkpoint.folder),
     }
     drafter: CachedDrafter[Any]
     if spec.kind == "block":
         model = BlockModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
         model.lay_out_for_serving()
-        drafter = BlockDrafter(model, projection, estimator=load_estimator(checkpoint.folder), **cache)
+        drafter = BlockDrafter(model, projection, **cache)
     else:
         eagle = EagleModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
         lay_out_linears(eagle)
@@ -94,7 +95,10 @@ def _load_language_model(config: DrafterConfig) -> LoadedDrafter:
     model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
     packed = PackedModel(model, num_cache_tokens=config.kv_cache.num_tokens, block_tokens=config.kv_cache.block_tokens)
     packed.warm_up()
-    return LoadedDrafter(BatchDrafter(packed, max_length=card.max_length, min_survival=config.min_survival), card)
+    drafter = BatchDrafter(
+        packed, max_length=card.max_length, min_survival=config.min_survival, estimator=load_estimator(folder)
+    )
+    return LoadedDrafter(drafter, card)
 
 
 def _card(checkpoint: DraftCheckpoint, target: Path) -> ModelCard:

@@ -1,9 +1,9 @@
 """`eagle`: an EAGLE-3-style drafter serving many sessions, one row per session and position (Li et al., arXiv 2503.01840).
 
 Row t reads the features of position t and the token at t + 1. Rows of committed positions are paged and stay; those of a draft, which
-read the layer's own output instead of features, are scratch. Tokens are chosen as the target chooses them (DESIGN section 4).
+read their parent's own output instead of features, are scratch. Candidates are chosen as the target chooses its tokens (growth.py).
 
-Symbols: S sessions, R rows, V / Vd vocabularies, d hidden size.
+Symbols: S sessions, R rows, F rows of a frontier, V / Vd vocabularies, d hidden size.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ from dspark.drafting.batch import CachedDrafter, DraftSession
 from dspark.drafting.context import DraftContext
 from dspark.drafting.eagle_model import EagleModel
 from dspark.drafting.features import NO_CONTEXT, FeatureReader, NewContext
+from dspark.drafting.grown_rows import GrownRows, most_rows
 from dspark.messages import DraftRequest, SessionOpen
 from dspark.runtime.attention import PackedContext
 from dspark.runtime.kv_cache import BlockPool, BlockTable, KvTensors
 from dspark.runtime.packed import Segment, pack
 from dspark.runtime.projection import FeatureProjection
 from dspark.sampling import Sampler
+from dspark.scheduling.calibration import Estimator
 
 
 @dataclass(slots=True)
@@ -42,10 +44,10 @@ class _EagleSession(DraftSession):
         tokens = self.context.token_ids[start + 1 : stop + 1]
         return Segment(tokens, list(range(start, stop)), None, self.table.slots(0, stop), start, 0)
 
-    def draft_segment(self) -> Segment:
-        """The row after the last drafted token."""
-        row = self.num_rows + len(self.chain) - 1
-        return Segment([self.chain.token_ids[-1]], [row], None, self.table.slots(0, row + 1), row, 0)
+    @property
+    def num_committed_rows(self) -> int:
+        """See GrownRows."""
+        return self.num_rows
 
 
 class EagleDrafter(CachedDrafter[_EagleSession]):
@@ -60,10 +62,12 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
         num_cache_tokens: int,
         block_tokens: int,
         min_survival: float = 0.0,
+        estimator: Estimator | None = None,
     ) -> None:
         """`model` must have been built with the packed attention."""
         num_blocks = max(1, num_cache_tokens // block_tokens)
-        super().__init__(BlockPool(num_blocks, block_tokens), max_length=max_length, min_survival=min_survival)
+        pool = BlockPool(num_blocks, block_tokens)
+        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator)
         self._model = model
         self._reader = FeatureReader(projection)
         self._cache = KvTensors(num_blocks * block_tokens)
@@ -78,7 +82,8 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
             session.forget_cache()
         session.news = self._reader.new_context(request, session.num_rows)
         session.depth = session.depth if session.news.stop > 0 else 0  # an anchor without context has no row to begin with
-        self._reserve(session, session.news.stop + session.depth)
+        scratch = most_rows(session.depth, session.max_nodes, session.max_width)
+        self._reserve(session, session.news.stop + scratch)
 
     @torch.inference_mode()
     def _run(self, sessions: Sequence[_EagleSession]) -> None:
@@ -86,14 +91,17 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
         growing = [session for session in sessions if session.depth > 0]
         if not growing:
             return
-        self._make_noise(growing, self._sampler)
-        hidden = torch.stack([session.last_output for session in growing if session.last_output is not None])
-        while growing:
-            self._extend(growing, self._model.vocabulary.to_target_logits(self._model.logits(hidden)), self._sampler)
-            kept = [i for i, session in enumerate(growing) if len(session.chain) < session.depth]
-            growing, hidden = [growing[i] for i in kept], hidden[kept]
-            if growing:
-                hidden = self._rows([session.draft_segment() for session in growing], hidden)
+        growth, rows = self._growth(growing, self._sampler), GrownRows(growing)
+        hidden = torch.stack([session.last_output for session in growing if session.last_output is not None])  # [F, d]
+        growth.extend(self._logits(hidden))
+        while len(front := growth.frontier):
+            hidden = self._rows(rows.segments(front), hidden[torch.from_numpy(front.parent_rows).to(self._device)])
+            growth.extend(self._logits(hidden))
+        self._hand_out(growing, growth)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[F, V] of layer output [F, d]."""
+        return self._model.vocabulary.to_target_logits(self._model.logits(hidden))
 
     def _cache_rows(self, sessions: Sequence[_EagleSession]) -> None:
         """One forward over the new rows of all sessions; the last output of each is kept."""

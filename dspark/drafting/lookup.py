@@ -1,12 +1,18 @@
-"""`lookup`: the continuation of the longest earlier match of the session's last tokens, in prompt and output. No weights, no replica."""
+"""`lookup`: what followed earlier matches of the session's last tokens, in prompt and output. No weights, no replica.
+
+Several matches make a tree: continuations that begin alike share their nodes.
+"""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from dspark.drafting.context import DraftContext
 from dspark.errors import DSparkError, UnknownSession
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen
-from dspark.tree import CandidateTree
+from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import SessionId
 
 MAX_CANDIDATES = 32
@@ -45,11 +51,43 @@ class LookupDrafter:
         if index is None:
             raise UnknownSession(f"no session {request.session_id} here")
         index.context.bring_up_to(request)
-        token_ids, match_length = index.continuation(min(request.max_depth, request.max_nodes))
-        # The longer the match, the likelier it goes on; one more token of it costs the same odds again.
-        odds = match_length / (match_length + 1)
-        scores = [odds ** (depth + 1) for depth in range(len(token_ids))]
-        return DraftResult(request.session_id, request.base_length, CandidateTree.chain(token_ids, scores))
+        if request.max_depth == 0 or request.max_nodes == 0:
+            return DraftResult(request.session_id, request.base_length, CandidateTree.empty())
+        matches = index.continuations(request.max_depth, request.max_width)
+        return DraftResult(request.session_id, request.base_length, _tree_of(matches, request.max_nodes))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What followed an earlier place where the text stood as it stands now."""
+
+    token_ids: list[int]
+    length: int
+    """Tokens before the place that are equal."""
+
+    @property
+    def odds(self) -> float:
+        """The longer the match, the likelier it goes on; one more token of it costs the same odds again."""
+        return self.length / (self.length + 1)
+
+
+def _tree_of(matches: Sequence[Match], max_nodes: int) -> CandidateTree:
+    """The best match as it is; each further one where it parts from those before it, for what they leave."""
+    nodes: dict[tuple[int, ...], float] = {}  # path -> survival
+    for match in matches:
+        survival, path = 1.0, ()
+        for token_id in match.token_ids:
+            siblings = sum(nodes[other] for other in nodes if len(other) == len(path) + 1 and other[:-1] == path)
+            path = (*path, token_id)
+            survival = nodes[path] if path in nodes else max(0.0, survival - siblings) * match.odds
+            nodes[path] = survival
+    best = sorted(sorted(nodes, key=lambda path: (-nodes[path], len(path)))[:max_nodes], key=len)
+    places = {path: index for index, path in enumerate(best)} | {(): ANCHOR}
+    return CandidateTree(
+        np.asarray([path[-1] for path in best], np.int32),
+        np.asarray([places[path[:-1]] for path in best], np.int32),
+        np.asarray([nodes[path] for path in best], np.float32),
+    )
 
 
 class _SuffixIndex:
@@ -62,17 +100,18 @@ class _SuffixIndex:
         self._ends: dict[tuple[int, ...], list[int]] = {}  # run -> indices just after it, ascending
         self._num_indexed = 0
 
-    def continuation(self, max_tokens: int) -> tuple[list[int], int]:
-        """Up to `max_tokens` tokens that followed the longest earlier match (of equals the latest), and the match's length."""
+    def continuations(self, max_tokens: int, max_matches: int) -> list[Match]:
+        """Up to `max_tokens` tokens that followed the longest earlier matches (of equals the latest first), no two alike."""
         tokens = self.context.token_ids
         self._index_new(tokens)
-        ends = self._ends.get(tuple(tokens[-self._min_match :]), [])
-        best_end, best_length = 0, 0
-        for end in reversed(ends[-MAX_CANDIDATES:]):
-            length = self._match_length(tokens, end)
-            if length > best_length:
-                best_end, best_length = end, length
-        return tokens[best_end : best_end + max_tokens] if best_length else [], best_length
+        ends = self._ends.get(tuple(tokens[-self._min_match :]), [])[-MAX_CANDIDATES:]
+        ranked = sorted(((self._match_length(tokens, end), end) for end in ends), reverse=True)
+        found: dict[tuple[int, ...], Match] = {}
+        for length, end in ranked:
+            following = tokens[end : end + max_tokens]
+            if len(found) < max_matches and not any(other[: len(following)] == tuple(following) for other in found):
+                found[tuple(following)] = Match(following, length)
+        return list(found.values())
 
     def _index_new(self, tokens: list[int]) -> None:
         """The run that ends the text is left out: it would match itself."""

@@ -255,7 +255,13 @@ class LeasedDrafts:
     async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
         session, part = self._session, self._feed.next_part(FEATURE_PART_BYTES)
         request = DraftRequest(
-            session.session_id, session.base_length, session.tokens_since(self._known_length), depth, self._config.max_nodes, part
+            session.session_id,
+            session.base_length,
+            session.tokens_since(self._known_length),
+            depth,
+            self._config.max_nodes,
+            part,
+            self._config.max_width,
         )
         result = await self._lanes.of(lease).draft(request)
         self._known_length = request.base_length

@@ -114,10 +114,7 @@ def attend_rows(
 def _paths(segment: Segment, window: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """[n, P] slots of each row's path by position (padded with the first slot), and [n, P] which of them it sees."""
     count, cached = len(segment.token_ids), segment.num_cached
-    parents = segment.parents if segment.parents is not None else list(range(-1, count - 1))
-    paths: list[list[int]] = []
-    for row, parent in enumerate(parents):
-        paths.append([*(paths[parent] if parent >= 0 else []), segment.slots[cached + row]])
+    paths = _own_slots(segment)
     longest = cached + max(len(path) for path in paths)
     padded = -(-longest // BLOCK_POSITIONS) * BLOCK_POSITIONS
     slots = np.full((count, padded), segment.slots[0], np.int64)
@@ -128,6 +125,20 @@ def _paths(segment: Segment, window: int | None) -> tuple[NDArray[np.int64], NDA
     order = np.arange(padded)[None, :]
     visible = order <= positions
     return slots, visible if window is None else visible & (positions - order < window)
+
+
+def _own_slots(segment: Segment) -> list[list[int]]:
+    """[n] slots of each row's ancestors among the rows after the cached ones, and its own."""
+    count = len(segment.token_ids)
+    own = segment.slots[len(segment.slots) - count :]
+    if segment.earlier is not None:
+        after = segment.slots[segment.num_cached :]
+        return [[*(after[row] for row in path), slot] for path, slot in zip(segment.earlier.ancestors, own, strict=True)]
+    parents = segment.parents if segment.parents is not None else list(range(-1, count - 1))
+    paths: list[list[int]] = []
+    for slot, parent in zip(own, parents, strict=True):
+        paths.append([*(paths[parent] if parent >= 0 else []), slot])
+    return paths
 
 
 def _attend_blocks(

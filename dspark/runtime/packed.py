@@ -2,10 +2,11 @@
 
 A segment is what one session brings: `num_cached` slots already filled, and rows whose keys and values go to the slots after
 them. A row sees the cached slots, and of the new rows only its ancestors and itself; in a chain or a prompt that is every
-row before it, in the block of a drafter all of them.
+row before it, in the block of a drafter all of them. A drafter that grows a tree level by level has rows of earlier levels
+between the two: of those, a row sees its ancestors.
 
-Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached and new), r longest
-n in a group.
+Symbols: R rows of the batch, n rows of one segment, S segments of a group, L slots of a segment (cached, earlier and new),
+r longest n in a group, E rows of earlier levels.
 """
 
 from dataclasses import dataclass, field
@@ -31,6 +32,16 @@ class Segment:
     """Logits are wanted for this many rows, counted from the end."""
     both_ways: bool = False
     """Every row sees every other: the rows of a block drafter."""
+    earlier: "EarlierRows | None" = None
+    """Rows of earlier levels of a tree under growth; then the new rows do not see each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRows:
+    """Rows that were run before, of which a new row sees only its ancestors. Their slots stand after the cached ones."""
+
+    positions: list[int]  # [E]
+    ancestors: list[list[int]]  # [n] for each new row, the earlier rows on its path
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ def pack(segments: list[Segment], device: torch.device) -> PackedBatch:
     starts = np.cumsum([0, *(len(segment.token_ids) for segment in segments)])
     tokens = [token for segment in segments for token in segment.token_ids]
     positions = [position for segment in segments for position in segment.positions]
-    slots = [slot for segment in segments for slot in segment.slots[segment.num_cached :]]
+    slots = [slot for segment in segments for slot in segment.slots[len(segment.slots) - len(segment.token_ids) :]]
     logit_rows = [
         row for segment, stop in zip(segments, starts[1:].tolist(), strict=True) for row in range(stop - segment.num_logits, stop)
     ]
@@ -141,7 +152,8 @@ def _group_slots(segments: list[Segment], longest_context: int, device: torch.de
 
 def _key_positions(segment: Segment) -> list[int]:
     """Cached slots hold positions 0, 1, 2, ...: rejected candidates never stay."""
-    return [*range(segment.num_cached), *segment.positions]
+    earlier = segment.earlier.positions if segment.earlier is not None else []
+    return [*range(segment.num_cached), *earlier, *segment.positions]
 
 
 def _visible(segments: list[Segment], longest_segment: int, longest_context: int) -> NDArray[np.bool_]:
@@ -150,7 +162,11 @@ def _visible(segments: list[Segment], longest_segment: int, longest_context: int
     for index, segment in enumerate(segments):
         count, cached = len(segment.token_ids), segment.num_cached
         visible[index, :count, :cached] = True
-        visible[index, :count, cached : cached + count] = _ancestry(segment)
+        if segment.earlier is None:
+            visible[index, :count, cached : cached + count] = _ancestry(segment)
+        else:
+            for row, ancestors in enumerate(segment.earlier.ancestors):
+                visible[index, row, [*(cached + ancestor for ancestor in ancestors), len(segment.slots) - count + row]] = True
         visible[index, count:, 0] = True
     return visible
 

@@ -14,7 +14,7 @@ from dspark.deepspec.data import Sample
 from dspark.deepspec.features import TargetView
 from dspark.deepspec.job import SERVED_KINDS
 from dspark.deepspec.train import Trainer
-from dspark.drafting.batch import Chain
+from dspark.drafting.growth import Draft
 from dspark.drafting.build import load_drafter
 from dspark.engine import Engine
 from dspark.local import LocalBackend
@@ -119,12 +119,12 @@ def test_a_later_position_knows_the_token_before_it_only_through_a_sequential_he
         assert torch.allclose(before[0, 1], moved[0, 1], atol=1e-5) == (name == "dflash"), name
 
 
-def served(config: DrafterConfig, target: Path, prompt: list[int]) -> tuple[list[int], list[tuple[int, Chain]]]:
-    """The whole text, and (base length, chain) of each round of a real Engine at temperature 1."""
-    chains: list[tuple[int, Chain]] = []
+def served(config: DrafterConfig, target: Path, prompt: list[int]) -> tuple[list[int], list[tuple[int, Draft]]]:
+    """The whole text, and (base length, draft) of each round of a real Engine at temperature 1."""
+    drafts: list[tuple[int, Draft]] = []
 
-    def listen(session: SessionId, base_length: int, chain: Chain) -> None:
-        chains.append((base_length, chain))
+    def listen(session: SessionId, base_length: int, draft: Draft) -> None:
+        drafts.append((base_length, draft))
 
     own = TargetConfig(model=str(target), num_threads=1)
     loaded = load_drafter(config, own)
@@ -137,19 +137,20 @@ def served(config: DrafterConfig, target: Path, prompt: list[int]) -> tuple[list
         async with engine:
             return list((await engine.complete(request)).token_ids)
 
-    return prompt + asyncio.run(run()), chains
+    return prompt + asyncio.run(run()), drafts
 
 
 @torch.no_grad()
-def differences(trainer: Trainer, text: list[int], chains: list[tuple[int, Chain]], shift: int) -> float:
+def differences(trainer: Trainer, text: list[int], drafts: list[tuple[int, Draft]], shift: int) -> float:
     """Mean distance of log draft_probs of the drafted tokens, served and teacher-forced; `shift` 0 is where they belong."""
     found, trainee = [], trainer.trainee.eval()
-    for base_length, chain in chains:
-        ids = text[:base_length] + chain.token_ids
+    for base_length, draft in drafts:
+        drafted = draft.tree.token_ids.tolist()
+        ids = text[:base_length] + drafted
         batch = batch_of(ids, [base_length - 1 - shift], trainee.block_size)
         logits, _ = trainee.guesses(trainer._online.view(batch.token_ids, batch.lengths), batch)
         log_probs = trainee.vocabulary.to_target_logits(logits[0, 0]).log_softmax(-1)
-        for k, (token, served_log_prob) in enumerate(zip(chain.token_ids, chain.log_draft_probs, strict=True)):
+        for k, (token, served_log_prob) in enumerate(zip(drafted, draft.signals.log_draft_probs.tolist(), strict=True)):
             if k < trainee.block_size:
                 found.append(abs(float(log_probs[k, token]) - served_log_prob))
     assert len(found) > 5
@@ -165,7 +166,7 @@ def test_it_learns_is_saved_and_is_served_as_it_was_trained(
     assert np.mean(losses[-5:]) < 0.92 * np.mean(losses[:3])
     trained.trainee.save(tmp_path / "drafter", torch.bfloat16)
     config = DrafterConfig.model_validate({"kind": SERVED_KINDS[KINDS[name][0]], "model": str(tmp_path / "drafter"), "num_threads": 1})
-    text, chains = served(config, targets[family], TEXT[:8])
-    aligned, shifted = (differences(trained, text, chains, shift) for shift in (0, 1))
+    text, drafts = served(config, targets[family], TEXT[:8])
+    aligned, shifted = (differences(trained, text, drafts, shift) for shift in (0, 1))
     assert aligned < 0.02  # weights and features travel as bfloat16
     assert shifted > 10 * aligned

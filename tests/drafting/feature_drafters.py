@@ -81,11 +81,13 @@ class Desk:
         depth: int = DEPTH,
         new: int = 0,
         raw: bool = False,
+        nodes: int = 64,
+        width: int = 1,
     ) -> DraftRequest:
         """A draft after the first `length` tokens, the last `new` of them news, with features from `start` on; None: without any."""
         length = len(text) if length is None else length
         features = None if start is None else self.features(text, start, length - 1 if stop is None else stop, raw=raw)
-        return DraftRequest(name, length, tuple(text.token_ids[length - new : length]), depth, 64, features)
+        return DraftRequest(name, length, tuple(text.token_ids[length - new : length]), depth, nodes, features, width)
 
     def draft(self, name: SessionId, text: Text, start: int | None = 0, **options: Any) -> DraftReport:
         """One session's draft by itself."""
@@ -159,6 +161,17 @@ def chain_by_teacher_forcing(name: str, text: Text, sampling: SamplingParams, de
         logits = model.vocabulary.to_target_logits(_teacher_forced(model, text, before)[k : k + 1])
         chain.append(int(sampler.choose(logits, [RowSampling(sampling, len(text) + k)])))
     return chain
+
+
+@torch.inference_mode()
+def best_by_teacher_forcing(name: str, text: Text, sampling: SamplingParams, path: list[int], count: int) -> list[int]:
+    """The training pass's best tokens after `path`, chosen as the target chooses."""
+    spec, model = ALL_SPECS[name], reference_model(name)
+    sampler = Sampler(spec.vocab_size, torch.device("cpu"))
+    before = [text.token_ids[-1], *path, *[0] * spec.block_size][: spec.block_size]
+    logits = model.vocabulary.to_target_logits(_teacher_forced(model, text, before)[len(path) : len(path) + 1])
+    best: list[int] = sampler.noised_scores(logits, [RowSampling(sampling, len(text) + len(path))])[0].topk(count).indices.tolist()
+    return best
 
 
 def _teacher_forced(model: BlockModel | EagleModel, text: Text, tokens_before: list[int]) -> torch.Tensor:

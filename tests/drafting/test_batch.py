@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dspark.drafting.batch import Chain
+from dspark.drafting.growth import Draft
 from dspark.messages import ContextFeatures, DraftRequest
 from dspark.types import SamplingParams, SessionId
 from tests.drafting.feature_drafters import (
@@ -20,6 +20,7 @@ from tests.drafting.feature_drafters import (
     C,
     Desk,
     Text,
+    best_by_teacher_forcing,
     chain_by_teacher_forcing,
     chain_of,
     desk_of,
@@ -53,6 +54,27 @@ def test_a_chain_is_what_the_training_pass_says_step_by_step(kind: str, length: 
     scores = report.results[0].tree.scores.tolist()
     assert scores == sorted(scores, reverse=True)
     assert 0 <= scores[-1] <= scores[0] <= 1
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, NOISY], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn", "dflash", "reduced", "eagle"])
+def test_a_tree_is_what_the_training_pass_says_on_every_path(kind: str, sampling: SamplingParams) -> None:
+    """Siblings are the best of the processed, noised scores, in their order; two sessions grow in one batch."""
+    desk, text = started(kind, 21, sampling)
+    desk.open(B, text_of(ALL_SPECS[kind], 9, seed=4), sampling)
+    requests = [desk.request(A, text, 0, nodes=14, width=3), desk.request(B, text_of(ALL_SPECS[kind], 9, seed=4), 0, nodes=5, width=2)]
+    report = desk.drafter.draft(requests)
+    tree = report.results[0].tree
+    assert report.failures == ()
+    assert 5 < len(tree) <= 14  # a filter may leave fewer tokens than there is room for
+    assert not tree.is_chain
+    assert len(report.results[1].tree) == 5
+    for parent in range(-1, len(tree)):
+        children = np.flatnonzero(tree.parents == parent)
+        if len(children):
+            path = [] if parent < 0 else tree.token_ids[tree.path(parent)].tolist()
+            ranked = children[np.argsort(-tree.scores[children], kind="stable")]
+            assert tree.token_ids[ranked].tolist() == best_by_teacher_forcing(kind, text, sampling, path, len(children))
 
 
 @kinds
@@ -221,14 +243,15 @@ def test_forged_features_are_refused_and_the_rest_of_the_batch_is_unharmed(kind:
 @pytest.mark.parametrize("kind", ["vanilla", "dflash", "eagle"])
 def test_a_listener_hears_all_that_calibration_is_fitted_on(kind: str) -> None:
     desk, text = started(kind)
-    heard: list[tuple[SessionId, int, Chain]] = []
+    heard: list[tuple[SessionId, int, Draft]] = []
     quiet = desk.draft(A, text).results[0].tree
     desk.drafter.listener = lambda *told: heard.append(told)
     tree = desk.draft(A, text).results[0].tree
     assert tree.token_ids.tolist() == quiet.token_ids.tolist()
-    ((session_id, base_length, chain),) = heard
-    assert (session_id, base_length, chain.token_ids) == (A, len(text), tree.token_ids.tolist())
-    np.testing.assert_allclose(chain.scores, tree.scores, rtol=1e-6)
-    assert all(gap > 0 for gap in chain.gaps)
-    assert all(value < 0 for value in chain.log_draft_probs)
-    assert bool(np.all(np.isnan(chain.confidence_logits))) == (kind != "vanilla")
+    ((session_id, base_length, draft),) = heard
+    assert (session_id, base_length, draft.tree) == (A, len(text), tree)
+    signals = draft.signals
+    assert signals.depths.tolist() == [1, 2, 3, 4]
+    assert all(gap > 0 for gap in signals.gaps)
+    assert all(value < 0 for value in signals.log_draft_probs)
+    assert bool(np.all(np.isnan(signals.confidence_logits))) == (kind != "vanilla")

@@ -69,10 +69,10 @@ def test_without_an_estimator_or_a_confidence_head_survival_comes_from_how_clear
     estimator = CALIBRATION if kind == "dflash" else None
     desk, text = desk_of(ALL_SPECS[kind], estimator=estimator), text_of(ALL_SPECS[kind], 17)
     desk.open(A, text, NOISY)
-    chains = []
-    desk.drafter.listener = lambda _session, _length, chain: chains.append(chain)
+    drafts = []
+    desk.drafter.listener = lambda _session, _length, draft: drafts.append(draft)
     tree = desk.draft(A, text).results[0].tree
-    expected = np.cumprod(1 / (1 + np.exp(-np.asarray(chains[0].gaps))))
+    expected = np.cumprod(1 / (1 + np.exp(-drafts[0].signals.gaps)))
     np.testing.assert_allclose(tree.scores, expected, rtol=1e-5)
 
 

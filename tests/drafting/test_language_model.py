@@ -39,6 +39,22 @@ def step_by_step(tokens: list[int], sampling: SamplingParams, depth: int) -> lis
     return chain
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, NOISY], ids=["greedy", "sampled"])
+def test_a_tree_is_what_the_plain_model_says_on_every_path(sampling: SamplingParams) -> None:
+    drafter, tokens = drafter_of(), random_prompts((12,))[0]
+    sampler = Sampler(drafter._model.vocab_size, torch.device("cpu"))
+    opened(drafter, A, tokens, sampling)
+    for _ in range(2):  # the second time much is cached
+        tree = drafter.draft([DraftRequest(A, len(tokens), (), 4, 12, max_width=3)]).results[0].tree
+        assert (len(tree), tree.is_chain) == (12, False)
+        for parent in range(-1, len(tree)):
+            children = [node for node in range(len(tree)) if tree.parents[node] == parent]
+            path = [] if parent < 0 else tree.token_ids[tree.path(parent)].tolist()
+            logits = plain_logits("qwen3", tokens + path)[-1:]
+            best = sampler.noised_scores(logits, [RowSampling(sampling, len(tokens) + len(path))])[0].topk(3).indices.tolist()
+            assert {int(tree.token_ids[node]) for node in children} == set(best[: len(children)])
+
+
 def opened(drafter: BatchDrafter, session_id: SessionId, tokens: list[int], sampling: SamplingParams = GREEDY) -> None:
     drafter.open(SessionOpen(session_id, tuple(tokens), sampling))
 

@@ -6,6 +6,7 @@ import pytest
 
 from dspark.drafting.lookup import MAX_CANDIDATES, LookupDrafter
 from dspark.messages import DraftRequest, SessionOpen
+from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
 
 NAME = SessionId("s")
@@ -97,3 +98,29 @@ async def test_sessions_do_not_see_each_other_and_closed_ones_are_unknown() -> N
     report = await drafter.draft([DraftRequest(NAME, 5, (), 1, 1), DraftRequest(other, 9, (4,), 1, 1)])
     assert report.results == ()
     assert [failure.error for failure in report.failures] == ["UnknownSession", "StaleRound"]
+
+
+async def tree_of(tokens: list[int], max_depth: int, max_nodes: int, max_width: int) -> CandidateTree:
+    drafter = LookupDrafter(min_match=2, max_match=16)
+    drafter.open(SessionOpen(NAME, tuple(tokens), SamplingParams()))
+    report = await drafter.draft([DraftRequest(NAME, len(tokens), (), max_depth, max_nodes, max_width=max_width)])
+    tree = report.results[0].tree
+    tree.check(1000, max_nodes)
+    return tree
+
+
+async def test_several_matches_make_a_tree_that_shares_what_they_begin_with() -> None:
+    text = [1, 2, 3, 50, 60, 7, 8, 2, 3, 50, 61, 9, 4, 1, 2, 3]
+    tree = await tree_of(text, 3, 16, 4)
+    paths = {tuple(tree.token_ids[tree.path(node)].tolist()): float(tree.scores[node]) for node in range(len(tree))}
+    assert set(paths) == {(50,), (50, 60), (50, 60, 7), (50, 61), (50, 61, 9)}
+    assert paths[50, 60] > paths[50, 61], "the longer match is the likelier one"
+    for path, survival in paths.items():
+        below = [paths[other] for other in paths if len(other) == len(path) + 1 and other[:-1] == path]
+        assert sum(below) <= survival
+
+
+async def test_a_small_tree_keeps_the_likeliest_nodes() -> None:
+    text = [1, 2, 3, 50, 60, 7, 8, 2, 3, 50, 61, 9, 4, 1, 2, 3]
+    tree = await tree_of(text, 3, 3, 4)
+    assert tree.token_ids.tolist() == [50, 60, 7]

@@ -123,8 +123,8 @@ def _request_id(request: pb.GenerateRequest) -> str:
 
 
 def _raw_options(request: pb.GenerateRequest, request_id: str, timeout_s: float | None) -> RawOptions:
-    def said(field: str) -> Any:
-        return getattr(request, field) if request.HasField(cast(Any, field)) else None
+    def said(field: str, message: Any = request) -> Any:
+        return getattr(message, field) if message.HasField(field) else None
 
     return RawOptions(
         prompts=(_prompt(request),),
@@ -139,16 +139,19 @@ def _raw_options(request: pb.GenerateRequest, request_id: str, timeout_s: float 
         ignore_eos=said("ignore_eos"),
         speculation_enabled=_speculation_enabled(request),
         drafter=request.speculation.drafter or None,
+        max_nodes=said("max_nodes", request.speculation),
+        min_tokens_per_second=said("min_tokens_per_second", request.speculation),
+        priority=said("priority"),
         timeout_s=timeout_s,
     )
 
 
 def _speculation_enabled(request: pb.GenerateRequest) -> bool | None:
-    """Clients from before `drafter` write false as an empty message: the field had no presence then."""
+    """Clients of the first version write false as an empty message: the field had no presence then."""
     if not request.HasField("speculation"):
         return None
     speculation = request.speculation
-    return speculation.enabled if speculation.HasField("enabled") else bool(speculation.drafter)
+    return speculation.enabled if speculation.HasField("enabled") else bool(speculation.ListFields())
 
 
 def _prompt(request: pb.GenerateRequest) -> Prompt:
@@ -184,6 +187,9 @@ def _usage(usage: Usage) -> pb.Usage:
         accepted_tokens=usage.accepted_tokens,
         rounds=usage.rounds,
         drafter=usage.drafter or "",
+        max_nodes=usage.max_nodes,
+        min_tokens_per_second=usage.min_tokens_per_second,
+        priority=usage.priority,
     )
 
 

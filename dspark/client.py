@@ -34,6 +34,8 @@ TIMEOUT_KEY = "dspark-timeout-s"
 DEADLINE_GRACE_S = 2.0
 """The service ends a request at its timeout with a clear error; the call's own deadline, this much later, is for one that is gone."""
 ABORT_TIMEOUT_S = 2.0
+_SPECULATION = ("drafter", "max_nodes", "min_tokens_per_second")
+"""Options that travel in the message Speculation under their own names."""
 
 _ERRORS: dict[grpc.StatusCode, type[DSparkError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -63,6 +65,12 @@ class Options(TypedDict, total=False):
     """False: plain decoding; the same tokens, only slower."""
     drafter: str
     """Who drafts, by the service's name for it; not given, the service chooses."""
+    max_nodes: int
+    """Candidates per round at most; 0 is plain decoding."""
+    min_tokens_per_second: float
+    """A speed to be kept. A service that enforces promises raises Overloaded where it cannot."""
+    priority: int
+    """-100 to 100; a lower value goes first."""
     request_id: str
     timeout_s: float
 
@@ -256,11 +264,12 @@ class _Call:
 
 def _request(prompt: str | Sequence[int], options: Options) -> pb.GenerateRequest:
     """Raises InvalidRequest for values that the message cannot carry; all else is for the service to judge."""
-    fields: dict[str, Any] = {key: value for key, value in options.items() if key not in ("timeout_s", "speculation", "drafter")}
+    fields: dict[str, Any] = {k: v for k, v in options.items() if k not in ("timeout_s", "speculation", *_SPECULATION)}
     fields.setdefault("request_id", uuid.uuid4().hex)  # so that leaving a stream early can abort it
     try:
-        if "speculation" in options or "drafter" in options:
-            fields["speculation"] = pb.Speculation(enabled=options.get("speculation", True), drafter=options.get("drafter", ""))
+        if not options.keys().isdisjoint(("speculation", *_SPECULATION)):
+            said: dict[str, Any] = {key: value for key, value in options.items() if key in _SPECULATION}
+            fields["speculation"] = pb.Speculation(enabled=options.get("speculation", True), **said)
         if isinstance(prompt, str):
             return pb.GenerateRequest(text=prompt, **fields)
         return pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), **fields)
@@ -290,6 +299,9 @@ def _usage(usage: pb.Usage) -> Usage:
         usage.accepted_tokens,
         usage.rounds,
         usage.drafter or None,
+        usage.max_nodes if usage.HasField("max_nodes") else None,
+        usage.min_tokens_per_second if usage.HasField("min_tokens_per_second") else None,
+        usage.priority,
     )
 
 

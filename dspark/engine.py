@@ -197,7 +197,7 @@ class Engine:
     async def _pump(self, request: GenerationRequest, buffer: BoundedBuffer[GenerationChunk]) -> None:
         """Wait for a place, then fill the buffer as fast as rounds are done; whatever ends the session ends the buffer."""
         try:
-            async with self._admission.place(), aclosing(self._chunks(request)) as chunks:
+            async with self._admission.place(request.priority), aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     await buffer.put(chunk)
         except asyncio.CancelledError:
@@ -214,7 +214,12 @@ class Engine:
             raise TargetUnavailable("the engine is not started")
         session = self._session(request)
         text = IncrementalText(self._codec.backend, request.stop)
-        usage = Usage(prompt_tokens=len(request.prompt_ids))
+        usage = Usage(
+            prompt_tokens=len(request.prompt_ids),
+            max_nodes=request.max_nodes,
+            min_tokens_per_second=request.min_tokens_per_second,
+            priority=request.priority,
+        )
         running = self._loop.run(session, speculate=request.speculation_enabled, drafter=request.drafter)
         async with aclosing(running) as rounds:
             async for round_chunk in rounds:
@@ -227,7 +232,13 @@ class Engine:
     def _session(self, request: GenerationRequest) -> Session:
         stop_ids = frozenset() if request.ignore_eos else frozenset(self.card.eos_token_ids)
         return Session(
-            SessionId(uuid.uuid4().hex), request.prompt_ids, request.sampling, StopRules(request.max_tokens, stop_ids)
+            SessionId(uuid.uuid4().hex),
+            request.prompt_ids,
+            request.sampling,
+            StopRules(request.max_tokens, stop_ids),
+            max_nodes=request.max_nodes,
+            min_tokens_per_second=request.min_tokens_per_second,
+            priority=request.priority,
         )
 
     def _forget(self, request_id: str, pump: asyncio.Task[None]) -> None:

@@ -6,6 +6,7 @@ DSparkError
 │   ├── ModelNotFound                                                                                404
 │   └── RequestTooLarge     body or prompt over a limit                                              413
 ├── Overloaded              a bounded queue is full; try again later                                 429
+│   └── SpeedUnavailable    a promised speed could not be kept, this request's or another's          429
 ├── DeadlineExceeded        the request's own time is over                                           504
 ├── RequestAborted          Abort was called, or the client went away                                499
 ├── ClientTooSlow           the unread buffer stayed full for too long                               499
@@ -57,6 +58,10 @@ class RequestTooLarge(InvalidRequest):
 
 class Overloaded(DSparkError):
     """A bounded queue is full."""
+
+
+class SpeedUnavailable(Overloaded):
+    """One more session would leave a promised speed unkept: its own or that of one that runs."""
 
 
 class DeadlineExceeded(DSparkError):

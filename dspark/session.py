@@ -35,6 +35,12 @@ class Session:
     """Name of its drafter, said once, before the first round; None decodes plainly."""
     drafter_was_chosen: bool = False
     """True where the request left the drafter to the service."""
+    max_nodes: int | None = None
+    """The request's own cap on candidates per round; 0 decodes plainly, None leaves it to the service."""
+    min_tokens_per_second: float | None = None
+    """The speed that its client was promised; None is none."""
+    priority: int = 0
+    """Lower goes first."""
 
     @property
     def base_length(self) -> int:
@@ -50,6 +56,10 @@ class Session:
     def tokens_left(self) -> int:
         """How many tokens `max_tokens` still allows."""
         return self.stop.max_tokens - len(self.output_ids)
+
+    def node_cap(self, most: int) -> int:
+        """Candidates per round that both the service (`most`) and the request allow."""
+        return most if self.max_nodes is None else min(most, self.max_nodes)
 
     def opening(self, features: FeatureSpec | None = None) -> SessionOpen:
         """The message that rebuilds this session on a replica; `features` are what a target is to capture for its drafter."""

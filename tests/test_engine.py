@@ -111,6 +111,17 @@ async def test_speculation_can_be_switched_off_for_a_request(engine: Engine) -> 
     assert (usage.drafted_tokens, usage.rounds) == (0, 10)
 
 
+async def test_wishes_for_speed_reach_the_session_and_change_no_token(engine: Engine) -> None:
+    options = {"max_tokens": 20, "temperature": 0.8, "seed": 6, "ignore_eos": True}
+    free = await _complete(engine, **options)
+    bound = await _complete(engine, max_nodes=2, min_tokens_per_second=7.5, priority=-3, **options)
+    none = await _complete(engine, max_nodes=0, **options)
+    assert bound.token_ids == none.token_ids == free.token_ids
+    told = [(a.usage.max_nodes, a.usage.min_tokens_per_second, a.usage.priority) for a in (free, bound, none)]
+    assert told == [(None, None, 0), (2, 7.5, -3), (0, None, 0)]
+    assert (none.usage.drafted_tokens, none.usage.rounds, none.usage.drafter) == (0, 20, None)
+
+
 @pytest.fixture(scope="module")
 def several() -> EngineConfig:
     drafters = {"model": DrafterConfig(max_depth=4, max_nodes=4), "copy": DrafterConfig(kind="lookup", max_depth=4, max_nodes=4)}
@@ -185,6 +196,18 @@ async def test_requests_over_the_queue_are_refused_and_the_rest_complete(backend
     answered = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
     assert (len(refused), len(answered)) == (2, 4)
     assert len({answer.token_ids for answer in answered}) == 1
+
+
+async def test_a_request_of_a_lower_priority_number_gets_the_next_place(backend: LocalBackend, codec: TextCodec) -> None:
+    done: list[int] = []
+
+    async def complete(priority: int) -> None:
+        await _complete(engine, max_tokens=8, temperature=0, ignore_eos=True, priority=priority)
+        done.append(priority)
+
+    async with _limited(backend, codec, max_sessions=1, max_queued=4) as engine:
+        await asyncio.gather(*(complete(priority) for priority in (9, 5, 0, -5)))
+    assert done == [9, -5, 0, 5], "the first had its place before the others came"
 
 
 async def test_abort_also_ends_a_request_that_still_waits_for_a_place(backend: LocalBackend, codec: TextCodec) -> None:

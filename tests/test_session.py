@@ -83,6 +83,13 @@ def test_the_delta_may_start_in_the_prompt_or_in_the_output() -> None:
     assert [session.tokens_since(length) for length in (0, 2, 3, 4, 5)] == [(5, 6, 7, 1, 2), (7, 1, 2), (1, 2), (2,), ()]
 
 
+def test_the_smaller_of_two_caps_on_candidates_holds() -> None:
+    session = session_with()
+    assert session.node_cap(8) == 8
+    session.max_nodes = 3
+    assert [session.node_cap(most) for most in (8, 2)] == [3, 2]
+
+
 def test_the_opening_and_the_question_carry_where_the_session_is() -> None:
     session = session_with()
     session.commit(result_for(session, [1, 2]))

@@ -25,6 +25,12 @@ class GenerationRequest:
     speculation_enabled: bool = True
     drafter: str | None = None
     """One of the service's drafters; None lets the service choose."""
+    max_nodes: int | None = None
+    """Candidates per round at most; 0 goes with `speculation_enabled` false, None leaves it to the service."""
+    min_tokens_per_second: float | None = None
+    """The speed asked for; None asks for none."""
+    priority: int = 0
+    """Lower goes first, as in vLLM."""
     timeout_s: float | None = None
     """None: the service's own limit."""
 
@@ -41,6 +47,11 @@ class Usage:
     rounds: int = 0
     drafter: str | None = None
     """Who was to draft; None where nobody was."""
+    max_nodes: int | None = None
+    """The request's cap on candidates per round, as in effect: 0 is plain decoding, None no cap of its own."""
+    min_tokens_per_second: float | None = None
+    """The speed it asked for."""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,7 @@ class GenerationService(Protocol):
     def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """Chunks as they are committed. Closing the iterator ends the work and frees its memory.
 
-        Raises Overloaded, DeadlineExceeded, RequestAborted, ReplicaUnavailable.
+        Raises Overloaded (SpeedUnavailable where speeds are promised), DeadlineExceeded, RequestAborted, ReplicaUnavailable.
         """
 
     def abort(self, request_id: str) -> bool:

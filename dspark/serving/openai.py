@@ -41,6 +41,10 @@ class Speculation(_Fields):
     """`speculation`, an extension: the tokens are the same with and without, only the speed differs."""
 
     enabled: bool = True
+    max_nodes: int | None = None
+    """Candidates per round at most; 0 is the same as `enabled: false`."""
+    min_tokens_per_second: float | None = None
+    """A speed to be kept, for this answer alone."""
     drafter: str | None = None
     """One of the service's drafters; absent lets the service choose."""
 
@@ -62,6 +66,8 @@ class _CommonRequest(_Fields):
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
     speculation: Speculation | None = None
+    priority: int | None = None
+    """As in vLLM: lower goes first, 0 where it is not said."""
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
@@ -75,6 +81,7 @@ class _CommonRequest(_Fields):
         """All but the prompts and the request id."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+        speculation = self.speculation
         return RawOptions(
             prompts=(),
             max_tokens=self.max_tokens,
@@ -86,8 +93,11 @@ class _CommonRequest(_Fields):
             n=self.n,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             ignore_eos=self.ignore_eos,
-            speculation_enabled=None if self.speculation is None else self.speculation.enabled,
-            drafter=None if self.speculation is None else self.speculation.drafter,
+            speculation_enabled=None if speculation is None else speculation.enabled,
+            drafter=None if speculation is None else speculation.drafter,
+            max_nodes=None if speculation is None else speculation.max_nodes,
+            min_tokens_per_second=None if speculation is None else speculation.min_tokens_per_second,
+            priority=self.priority,
         )
 
 

@@ -151,7 +151,15 @@ class Answer:
         sums = dict(zip(names, _sums(usages, *names), strict=True))
         # Choices are sessions of their own, and the service may try another drafter for one of them.
         drafters = sorted({usage.drafter for usage in usages if usage.drafter is not None})
-        return {"seed": self._call.requests[0].sampling.seed, **sums, "drafter": ",".join(drafters) or None}
+        asked = self._call.requests[0]
+        return {
+            "seed": asked.sampling.seed,
+            **sums,
+            "drafter": ",".join(drafters) or None,
+            "max_nodes": asked.max_nodes,
+            "min_tokens_per_second": asked.min_tokens_per_second,
+            "priority": asked.priority,
+        }
 
 
 def _sums(usages: Sequence[Usage], *names: str) -> list[int]:

@@ -21,6 +21,12 @@ DEFAULT_MAX_TOKENS = 16
 MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 4
 MAX_STOP_BYTES = 1024
+MAX_NODES = 256
+"""Of `speculation.max_nodes`: the most that a drafter may be configured for."""
+MAX_TOKENS_PER_SECOND = 10_000.0
+"""Of `speculation.min_tokens_per_second`: several times what any service gives one session, so more is a mistake in the unit."""
+MAX_PRIORITY = 100
+"""Priorities are -100..100."""
 MAX_SHOWN_NAME = 64
 MAX_CHARACTERS_PER_TOKEN = 256
 """More than any vocabulary's longest token."""
@@ -52,6 +58,11 @@ class RawOptions:
     ignore_eos: bool | None = None
     speculation_enabled: bool | None = None
     drafter: str | None = None
+    max_nodes: int | None = None
+    """0 is the same as `speculation_enabled` false."""
+    min_tokens_per_second: float | None = None
+    priority: int | None = None
+    """Lower goes first."""
     timeout_s: float | None = None
     prompt_field: str = "prompt"
     """What the ingress calls the prompts, for messages."""
@@ -72,8 +83,10 @@ def generation_requests(
     stop = _stop_strings(raw.stop)
     timeout_s = _timeout_s(raw.timeout_s)
     ignore_eos = _flag("ignore_eos", raw.ignore_eos, default=False)
-    speculation_enabled = _flag("speculation.enabled", raw.speculation_enabled, default=True)
+    speculation_enabled, max_nodes = _speculation(raw)
+    min_tokens_per_second = _promised_speed(raw.min_tokens_per_second)
     drafter = _drafter(raw.drafter, drafters)
+    priority = _optional_integer("priority", raw.priority, -MAX_PRIORITY, MAX_PRIORITY, default=0)
     _optional_integer(raw.max_tokens_field, raw.max_tokens, 1, card.max_length, default=1)
     prompts = _prompts(raw, card, limits, encode)
     return [
@@ -86,6 +99,9 @@ def generation_requests(
             ignore_eos=ignore_eos,
             speculation_enabled=speculation_enabled,
             drafter=drafter,
+            max_nodes=max_nodes,
+            min_tokens_per_second=min_tokens_per_second,
+            priority=priority,
             timeout_s=timeout_s,
         )
         for prompt_ids, choice in product(prompts, range(choices))
@@ -179,6 +195,22 @@ def _flag(field: str, value: object, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest(f"{field} must be true or false", field)
     return value
+
+
+def _speculation(raw: RawOptions) -> tuple[bool, int | None]:
+    """Whether to speculate, and the request's cap on candidates. "Off" and "no candidates" are one thing, so both always say it."""
+    enabled = _flag("speculation.enabled", raw.speculation_enabled, default=True)
+    if raw.max_nodes is None:
+        return enabled, None if enabled else 0
+    max_nodes = _optional_integer("speculation.max_nodes", raw.max_nodes, 0, MAX_NODES, default=MAX_NODES)
+    return (True, max_nodes) if enabled and max_nodes else (False, 0)
+
+
+def _promised_speed(value: object) -> float | None:
+    if value is None:
+        return None
+    field = "speculation.min_tokens_per_second"
+    return _optional_number(field, value, 0.0, MAX_TOKENS_PER_SECOND, default=0.0, above_low=True)
 
 
 def _drafter(name: object, drafters: Collection[str]) -> str | None:

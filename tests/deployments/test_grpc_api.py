@@ -19,6 +19,7 @@ from dspark.errors import (
     Overloaded,
     ReplicaUnavailable,
     RequestAborted,
+    SpeedUnavailable,
     TargetUnavailable,
 )
 from dspark.wire.pb import generation_pb2 as pb
@@ -105,6 +106,10 @@ async def test_what_is_not_said_is_the_default_and_a_seed_is_drawn(client: Async
         (None, True, None),
         (pb.Speculation(drafter="code"), True, "code"),
         (pb.Speculation(enabled=True), True, None),
+        (pb.Speculation(max_nodes=4), True, None),
+        (pb.Speculation(max_nodes=0), False, None),
+        (pb.Speculation(min_tokens_per_second=5.0), True, None),
+        (pb.Speculation(enabled=False, max_nodes=4), False, None),
         (pb.Speculation(enabled=False, drafter="code"), False, "code"),
         (pb.Speculation(enabled=False), False, None),
         (pb.Speculation.FromString(b""), False, None),  # how a client of the first version says false
@@ -129,12 +134,30 @@ async def test_the_client_names_a_drafter_and_hears_who_served(client: AsyncClie
     assert [request.drafter for request in service.requests] == ["code", "code"]
 
 
+async def test_wishes_for_speed_arrive_and_are_reported(client: AsyncClient, service: EchoService) -> None:
+    wishes = {"max_nodes": 6, "min_tokens_per_second": 12.5, "priority": -5}
+    answer = await client.generate(PROMPT, max_tokens=2, **wishes)
+    plain = await client.generate(PROMPT, max_tokens=2, max_nodes=0)
+    unasked = await client.generate(PROMPT, max_tokens=2)
+    first, second, third = service.requests
+    assert (first.speculation_enabled, first.max_nodes, first.min_tokens_per_second, first.priority) == (True, 6, 12.5, -5)
+    assert (second.speculation_enabled, third.speculation_enabled) == (False, True)
+    told = [(a.usage.max_nodes, a.usage.min_tokens_per_second, a.usage.priority) for a in (answer, plain, unasked)]
+    assert told == [(6, 12.5, -5), (0, None, 0), (None, None, 0)]
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
         ({"drafter": "prose"}, InvalidRequest, "speculation.drafter must be one of 'code', 'general', not 'prose'"),
         ({"drafter": "prose", "speculation": False}, InvalidRequest, "speculation.drafter must be one of"),
         ({"drafter": 5}, InvalidRequest, "cannot be sent"),
+        ({"max_nodes": 257}, InvalidRequest, "speculation.max_nodes must be an integer from 0 to 256"),
+        ({"max_nodes": -1, "speculation": False}, InvalidRequest, "speculation.max_nodes must be"),
+        ({"min_tokens_per_second": 0.0}, InvalidRequest, "speculation.min_tokens_per_second must be a number above 0"),
+        ({"min_tokens_per_second": float("nan")}, InvalidRequest, "speculation.min_tokens_per_second must be"),
+        ({"priority": 101}, InvalidRequest, "priority must be an integer from -100 to 100"),
+        ({"priority": "high"}, InvalidRequest, "cannot be sent"),
         ({"temperature": float("nan")}, InvalidRequest, "temperature must be a number from 0 to 2"),
         ({"top_p": 0.0}, InvalidRequest, "top_p must be a number above 0"),
         ({"max_tokens": 0}, InvalidRequest, "max_tokens must be an integer from 1"),
@@ -173,6 +196,7 @@ async def test_a_request_over_the_size_limit_is_refused(service: EchoService) ->
     [
         (TargetUnavailable("10.0.0.7:4711 is gone"), ReplicaUnavailable, "no replica can take the request"),
         (Overloaded("full"), Overloaded, "full"),
+        (SpeedUnavailable("one more would break a promise"), Overloaded, "one more would break a promise"),
         (DeadlineExceeded("over"), DeadlineExceeded, "over"),
         (RuntimeError("secret /etc/path"), DSparkError, "internal error; request id mine"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.http_api import build_http_app
 from dspark.config import LimitsConfig
-from dspark.errors import DeadlineExceeded, Overloaded, RequestAborted, TargetUnavailable
+from dspark.errors import DeadlineExceeded, Overloaded, RequestAborted, SpeedUnavailable, TargetUnavailable
 from tests.serving.echo_service import EchoService
 
 LIMITS = LimitsConfig(max_body_bytes=200_000, max_choices=4, client_stall_timeout_s=5.0)
@@ -66,7 +66,8 @@ async def test_a_completion_has_openais_shape_and_counts_what_speculation_did(cl
     assert usage["total_tokens"] == usage["prompt_tokens"] + 20
     assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 14, "rejected_prediction_tokens": 7}
     counts = {"rounds": 7, "drafted_tokens": 28, "selected_tokens": 21, "accepted_tokens": 14}
-    assert body["dspark"] == {"seed": 5, **counts, "drafter": "general"}
+    asked = {"max_nodes": None, "min_tokens_per_second": None, "priority": 0}
+    assert body["dspark"] == {"seed": 5, **counts, "drafter": "general", **asked}
 
 
 async def test_a_chat_answers_as_the_assistant(client: httpx.AsyncClient) -> None:
@@ -135,7 +136,7 @@ async def test_switching_speculation_off_reaches_the_service(client: httpx.Async
     request = COMPLETION | {"speculation": {"enabled": False}}
     body = (await client.post("/v1/completions", json=request)).json()
     assert service.requests[0].speculation_enabled is False
-    assert (body["dspark"]["drafted_tokens"], body["dspark"]["drafter"]) == (0, None)
+    assert (body["dspark"]["drafted_tokens"], body["dspark"]["drafter"], body["dspark"]["max_nodes"]) == (0, None, 0)
 
 
 async def test_a_drafter_is_chosen_by_its_name(client: httpx.AsyncClient, service: EchoService) -> None:
@@ -143,6 +144,16 @@ async def test_a_drafter_is_chosen_by_its_name(client: httpx.AsyncClient, servic
     (request,) = service.requests
     assert (request.speculation_enabled, request.drafter) == (True, "code")
     assert body["dspark"]["drafter"] == "code"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_wishes_for_speed_reach_the_service_and_are_reported(client: httpx.AsyncClient, service: EchoService, stream: bool) -> None:
+    wishes = {"speculation": {"max_nodes": 6, "min_tokens_per_second": 12.5}, "priority": -5}
+    response = await client.post("/v1/completions", json=COMPLETION | wishes | {"stream": stream})
+    (request,) = service.requests
+    assert (request.speculation_enabled, request.max_nodes, request.min_tokens_per_second, request.priority) == (True, 6, 12.5, -5)
+    told = events_of(response)[-2]["dspark"] if stream else response.json()["dspark"]
+    assert (told["max_nodes"], told["min_tokens_per_second"], told["priority"]) == (6, 12.5, -5)
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
@@ -208,6 +219,11 @@ async def test_a_body_that_is_no_clear_json_object_gets_400(client: httpx.AsyncC
         ({"max_tokens": 255}, 400, "max_tokens"),
         ({"stop": ["a"] * 5}, 400, "stop"),
         ({"logprobs": 2}, 400, "logprobs"),
+        ({"priority": 101}, 400, "priority"),
+        ({"speculation": {"max_nodes": -1}}, 400, "speculation.max_nodes"),
+        ({"speculation": {"min_tokens_per_second": 0}}, 400, "speculation.min_tokens_per_second"),
+        ({"speculation": {"min_tokens_per_second": 10**9}}, 400, "speculation.min_tokens_per_second"),
+        ({"speculation": {"max_tokens": 4}}, 400, "speculation.max_tokens"),
         ({"tempratur": 1}, 400, "tempratur"),
     ],
 )
@@ -291,6 +307,7 @@ async def test_unknown_routes_and_methods_get_the_same_error_object(
     ("failure", "status", "retry_after"),
     [
         (Overloaded("full"), 429, "1"),
+        (SpeedUnavailable("too many"), 429, "1"),
         (TargetUnavailable("10.0.0.7:5555"), 503, "1"),
         (DeadlineExceeded("late"), 504, None),
         (RequestAborted("aborted"), 499, None),

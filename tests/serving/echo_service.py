@@ -110,6 +110,9 @@ class EchoService:
             accepted_tokens=2 * rounds if speculative else 0,
             rounds=rounds,
             drafter=(request.drafter or "general") if speculative else None,
+            max_nodes=request.max_nodes,
+            min_tokens_per_second=request.min_tokens_per_second,
+            priority=request.priority,
         )
 
     def abort(self, request_id: str) -> bool:

@@ -90,6 +90,11 @@ def test_values_that_ask_for_nothing_and_fields_that_change_nothing_are_accepted
         ("speculation", True, "an object"),
         ("speculation", {"enabled": 1}, "true or false"),
         ("speculation", {"drafter": 1}, "a string"),
+        ("speculation", {"max_nodes": "4"}, "an integer"),
+        ("speculation", {"max_nodes": True}, "an integer"),
+        ("speculation", {"min_tokens_per_second": "fast"}, "a number"),
+        ("priority", "high", "an integer"),
+        ("priority", 0.5, "an integer"),
         ("speculation", {"drafter": ["code"]}, "a string"),
         ("stream_options", {"include_usage": "yes"}, "true or false"),
         ("prompt", None, "a string or a list"),
@@ -207,6 +212,35 @@ def test_options_arrive_in_the_request() -> None:
     assert (request.sampling.top_k, request.sampling.min_p, request.sampling.top_p) == (5, 0.1, 0.9)
     assert (request.sampling.temperature, request.sampling.seed) == (0.0, 7)
     assert (request.ignore_eos, request.stop, request.speculation_enabled, request.request_id) == (True, ("x",), False, "r1")
+
+
+def test_the_wishes_for_speed_arrive_in_the_requests_of_every_choice() -> None:
+    for call in (completion, chat):
+        made = call(n=2, priority=-7, speculation={"max_nodes": 6, "min_tokens_per_second": 40, "drafter": "code"}).requests
+        assert [(r.max_nodes, r.min_tokens_per_second, r.priority, r.drafter) for r in made] == [(6, 40.0, -7, "code")] * 2
+        assert all(r.speculation_enabled for r in made)
+
+
+def test_speculation_without_candidates_is_off() -> None:
+    (request,) = completion(speculation={"max_nodes": 0}).requests
+    assert (request.speculation_enabled, request.max_nodes) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "field"),
+    [
+        ({"max_nodes": 257}, "speculation.max_nodes"),
+        ({"min_tokens_per_second": 0}, "speculation.min_tokens_per_second"),
+        ({"max_node": 4}, "speculation.max_node"),
+        ({"priority": 1}, "speculation.priority"),
+    ],
+)
+def test_a_wrong_option_of_speculation_is_named_with_its_object(speculation: dict[str, Any], field: str) -> None:
+    for call in (completion, chat):
+        with pytest.raises(InvalidRequest) as caught:
+            call(speculation=speculation)
+        assert caught.value.field == field
+        assert caught.value.message.startswith(field)
 
 
 def test_stream_options_need_a_stream() -> None:

@@ -38,10 +38,17 @@ def test_the_clients_own_mistake_is_told_in_full_with_its_field() -> None:
     assert (shown.http_status, shown.grpc_code, shown.body()) == (400, "INVALID_ARGUMENT", {"error": expected})
 
 
+def test_a_speed_that_cannot_be_promised_looks_like_a_full_queue_and_says_why() -> None:
+    shown = public_error(errors.SpeedUnavailable("about 40 are left"), "req-1")
+    assert (shown.http_status, shown.grpc_code, shown.kind) == (429, "RESOURCE_EXHAUSTED", "rate_limit_error")
+    assert (shown.code, shown.message) == ("speed_unavailable", "about 40 are left")
+
+
 @pytest.mark.parametrize(
     ("error", "retryable"),
     [
         (errors.Overloaded("full"), True),
+        (errors.SpeedUnavailable("too slow"), True),
         (errors.TargetUnavailable("x"), True),
         (errors.OutOfBlocks("x"), True),
         (errors.DeadlineExceeded("late"), False),

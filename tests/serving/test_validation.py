@@ -32,6 +32,7 @@ def requests_of(**changes: Any) -> list[Any]:
         ("n", [0, -1, 5, 10**9, True, 1.0]),
         ("max_tokens", [0, -1, 51, 2**31, 2**63, True]),
         ("ignore_eos", [1, "true"]),
+        ("priority", [-101, 101, 1.0, True, "0", 2**63]),
         ("timeout_s", [0, -1, float("nan"), float("inf"), True]),
         ("request_id", ["", "a" * 65, "a b", "a\r\nb", "<script>", "é", "a\n"]),
         ("stop", [("",), ("a",) * 5, ("x" * 1025,), ("é" * 513,), ("\ud800",), (None,)]),
@@ -51,6 +52,43 @@ def test_a_drafter_is_one_of_the_services_own() -> None:
         with pytest.raises(InvalidRequest, match=r"^speculation\.drafter must be one of 'code', 'general'") as caught:
             requests_of(drafter=wrong)
         assert caught.value.field == "speculation.drafter"
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "words"),
+    [
+        ("max_nodes", [-1, 257, 4.0, True, "4", 2**31], "an integer from 0 to 256"),
+        ("min_tokens_per_second", [0, 0.0, -1, 10_000.1, float("nan"), float("inf"), True, "9"], "a number above 0 and at most 10000"),
+        ("speculation_enabled", [0, "yes"], "true or false"),
+    ],
+)
+def test_a_wrong_option_of_speculation_is_refused_by_its_name_in_the_request(option: str, values: list[Any], words: str) -> None:
+    name = "speculation." + option.removeprefix("speculation_")
+    for value in values:
+        for enabled in (True, False):
+            with pytest.raises(InvalidRequest, match=rf"^{name} must be {words}") as caught:
+                requests_of(**{"speculation_enabled": enabled, option: value})
+            assert caught.value.field == name, value
+
+
+def test_the_bounds_of_speed_and_priority_are_served() -> None:
+    for low in (True, False):
+        speed = 1e-3 if low else 10_000
+        (request,) = requests_of(max_nodes=1 if low else 256, min_tokens_per_second=speed, priority=-100 if low else 100)
+        assert (request.max_nodes, request.priority) == ((1, -100) if low else (256, 100))
+        assert request.min_tokens_per_second == speed
+        assert isinstance(request.min_tokens_per_second, float)
+
+
+def test_what_is_not_said_of_speed_and_priority_is_none_and_0() -> None:
+    (request,) = requests_of()
+    assert (request.speculation_enabled, request.max_nodes, request.min_tokens_per_second, request.priority) == (True, None, None, 0)
+
+
+@pytest.mark.parametrize("said", [{"speculation_enabled": False}, {"max_nodes": 0}, {"speculation_enabled": False, "max_nodes": 8}])
+def test_no_speculation_and_no_candidates_are_the_same_wish(said: dict[str, Any]) -> None:
+    (request,) = requests_of(min_tokens_per_second=5.0, **said)
+    assert (request.speculation_enabled, request.max_nodes, request.min_tokens_per_second) == (False, 0, 5.0)
 
 
 def test_a_service_without_drafters_has_no_names_to_offer() -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64spark/v1/generation.proto\x12\tdspark.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"@\n\x0bSpeculation\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x64rafter\x18\x02 \x01(\tB\n\n\x08_enabled\"\xb8\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.dspark.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x07\x88\x01\x01\x12\x30\n\x0bspeculation\x18\x0c \x01(\x0b\x32\x16.dspark.v1.SpeculationH\x08\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\tB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0e\n\x0c_speculation\"\xa4\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\x05\x12\x17\n\x0fselected_tokens\x18\x04 \x01(\x05\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\x05\x12\x0e\n\x06rounds\x18\x06 \x01(\x05\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\"\x8d\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.dspark.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\x8a\x01\n\rGenerateChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.dspark.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.dspark.v1.Model\"=\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_length\x18\x02 \x01(\x05\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x32\xa2\x02\n\nGeneration\x12\x43\n\x08Generate\x12\x1a.dspark.v1.GenerateRequest\x1a\x1b.dspark.v1.GenerateResponse\x12H\n\x0eGenerateStream\x12\x1a.dspark.v1.GenerateRequest\x1a\x18.dspark.v1.GenerateChunk0\x01\x12:\n\x05\x41\x62ort\x12\x17.dspark.v1.AbortRequest\x1a\x18.dspark.v1.AbortResponse\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64spark/v1/generation.proto\x12\tdspark.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xa4\x01\n\x0bSpeculation\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x64rafter\x18\x02 \x01(\t\x12\x16\n\tmax_nodes\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\"\n\x15min_tokens_per_second\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\n\n\x08_enabledB\x0c\n\n_max_nodesB\x18\n\x16_min_tokens_per_second\"\xdc\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.dspark.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x07\x88\x01\x01\x12\x30\n\x0bspeculation\x18\x0c \x01(\x0b\x32\x16.dspark.v1.SpeculationH\x08\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x15\n\x08priority\x18\x0e \x01(\x05H\t\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0e\n\x0c_speculationB\x0b\n\t_priority\"\x9a\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\x05\x12\x17\n\x0fselected_tokens\x18\x04 \x01(\x05\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\x05\x12\x0e\n\x06rounds\x18\x06 \x01(\x05\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x16\n\tmax_nodes\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\"\n\x15min_tokens_per_second\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08priority\x18\n \x01(\x05\x42\x0c\n\n_max_nodesB\x18\n\x16_min_tokens_per_second\"\x8d\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.dspark.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\x8a\x01\n\rGenerateChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.dspark.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.dspark.v1.Model\"=\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_length\x18\x02 \x01(\x05\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x32\xa2\x02\n\nGeneration\x12\x43\n\x08Generate\x12\x1a.dspark.v1.GenerateRequest\x1a\x1b.dspark.v1.GenerateResponse\x12H\n\x0eGenerateStream\x12\x1a.dspark.v1.GenerateRequest\x1a\x18.dspark.v1.GenerateChunk0\x01\x12:\n\x05\x41\x62ort\x12\x17.dspark.v1.AbortRequest\x1a\x18.dspark.v1.AbortResponse\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,26 +33,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENIDS']._serialized_start=41
   _globals['_TOKENIDS']._serialized_end=64
-  _globals['_SPECULATION']._serialized_start=66
-  _globals['_SPECULATION']._serialized_end=130
-  _globals['_GENERATEREQUEST']._serialized_start=133
-  _globals['_GENERATEREQUEST']._serialized_end=573
-  _globals['_USAGE']._serialized_start=576
-  _globals['_USAGE']._serialized_end=740
-  _globals['_GENERATERESPONSE']._serialized_start=743
-  _globals['_GENERATERESPONSE']._serialized_end=884
-  _globals['_GENERATECHUNK']._serialized_start=887
-  _globals['_GENERATECHUNK']._serialized_end=1025
-  _globals['_ABORTREQUEST']._serialized_start=1027
-  _globals['_ABORTREQUEST']._serialized_end=1061
-  _globals['_ABORTRESPONSE']._serialized_start=1063
-  _globals['_ABORTRESPONSE']._serialized_end=1095
-  _globals['_LISTMODELSREQUEST']._serialized_start=1097
-  _globals['_LISTMODELSREQUEST']._serialized_end=1116
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1118
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1172
-  _globals['_MODEL']._serialized_start=1174
-  _globals['_MODEL']._serialized_end=1235
-  _globals['_GENERATION']._serialized_start=1238
-  _globals['_GENERATION']._serialized_end=1528
+  _globals['_SPECULATION']._serialized_start=67
+  _globals['_SPECULATION']._serialized_end=231
+  _globals['_GENERATEREQUEST']._serialized_start=234
+  _globals['_GENERATEREQUEST']._serialized_end=710
+  _globals['_USAGE']._serialized_start=713
+  _globals['_USAGE']._serialized_end=995
+  _globals['_GENERATERESPONSE']._serialized_start=998
+  _globals['_GENERATERESPONSE']._serialized_end=1139
+  _globals['_GENERATECHUNK']._serialized_start=1142
+  _globals['_GENERATECHUNK']._serialized_end=1280
+  _globals['_ABORTREQUEST']._serialized_start=1282
+  _globals['_ABORTREQUEST']._serialized_end=1316
+  _globals['_ABORTRESPONSE']._serialized_start=1318
+  _globals['_ABORTRESPONSE']._serialized_end=1350
+  _globals['_LISTMODELSREQUEST']._serialized_start=1352
+  _globals['_LISTMODELSREQUEST']._serialized_end=1371
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1373
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1427
+  _globals['_MODEL']._serialized_start=1429
+  _globals['_MODEL']._serialized_end=1490
+  _globals['_GENERATION']._serialized_start=1493
+  _globals['_GENERATION']._serialized_end=1783
 # @@protoc_insertion_point(module_scope)

@@ -94,10 +94,18 @@ class DrafterConfig(ModelSource):
     """Children of one candidate; 1 drafts chains."""
     min_survival: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Drafters with a model propose no position that they expect to survive less often; `deepspec evaluate` shows what it does."""
+    with_lookup: bool = False
+    """Also propose what `lookup` finds in the session's own text; both trees become one, of at most max_nodes candidates."""
     lookup_min_match: Positive = 2
     """`lookup`: shortest suffix that counts as a match."""
     lookup_max_match: Positive = 16
     kv_cache: KvCacheConfig = KvCacheConfig()
+
+    @model_validator(mode="after")
+    def _two_drafters(self) -> Self:
+        if self.with_lookup and self.kind not in MODEL_KINDS:
+            raise ValueError(f"with_lookup goes with a drafter that has a model, not with kind {self.kind!r}")
+        return self
 
     @model_validator(mode="before")
     @classmethod

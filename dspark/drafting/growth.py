@@ -101,10 +101,12 @@ class Growth:
         best = self._sampler.noised_scores(logits, rows).topk(min(width + 1, logits.shape[-1]), dim=-1)
         scores, token_ids = best.values.cpu().numpy(), best.indices.cpu().numpy()  # [F, w + 1]
         width = min(width, scores.shape[1])
-        known = [_gaps(scores)[:, :width], self._log_probs(logits, best.indices[:, :width]), _column(confidence_logits, scores[:, :width])]
+        log_probs = self._log_probs(logits, best.indices[:, :width])
+        confidence = _column(confidence_logits, scores[:, :width])
         wanted = (np.arange(width) < self._limits[front.owners, 2, None]) & np.isfinite(scores[:, :width])
         row, rank = np.nonzero(wanted)
-        self._add(row, rank, token_ids[row, rank], [values[row, rank] for values in known])
+        picked = tuple(values[row, rank] for values in (_gaps(scores)[:, :width], log_probs, confidence))
+        self._add(row, rank, token_ids[row, rank], picked)
 
     def drafts(self) -> list[Draft]:
         """[S] the trees as they stand."""
@@ -121,13 +123,16 @@ class Growth:
         tree = CandidateTree(grown.token_ids[nodes].astype(np.int32), places.astype(np.int32), grown.survival[nodes])
         return Draft(tree, grown.signals(nodes, self._temperature))
 
-    def _add(self, row: Indices, rank: Indices, token_ids: Indices, known: list[NDArray[np.float32]]) -> None:
+    def _add(self, row: Indices, rank: Indices, token_ids: Indices, known: tuple[NDArray[np.float32], ...]) -> None:
+        """`known` are gaps, log draft_probs and confidence logits, each [n]."""
         front = self.frontier
         depth = np.full(len(row), front.depth + 1)
-        new = _Nodes(front.owners[row], front.nodes[row], row, depth, rank, token_ids, *known, np.empty(len(row), np.float32))
+        gaps, log_probs, confidence = known
+        survival = np.empty(len(row), np.float32)
+        new = _Nodes(front.owners[row], front.nodes[row], row, depth, rank, token_ids, gaps, log_probs, confidence, survival)
         chances = self._estimate(new.signals(np.arange(len(row)), self._temperature))
         above = np.ones(len(row), np.float32) if front.depth == 0 else self._nodes.survival[new.parents]
-        new.survival[:] = above * np.clip(np.nan_to_num(chances), 0, 1)
+        survival[:] = above * np.clip(np.nan_to_num(chances), 0, 1)
         start = len(self._nodes.owners)
         self._nodes = self._nodes.followed_by(new)
         self._alive = self._best(np.concatenate((self._alive, np.arange(start, start + len(row)))))

@@ -75,7 +75,8 @@ def _tree_of(matches: Sequence[Match], max_nodes: int) -> CandidateTree:
     """The best match as it is; each further one where it parts from those before it, for what they leave."""
     nodes: dict[tuple[int, ...], float] = {}  # path -> survival
     for match in matches:
-        survival, path = 1.0, ()
+        survival = 1.0
+        path: tuple[int, ...] = ()
         for token_id in match.token_ids:
             siblings = sum(nodes[other] for other in nodes if len(other) == len(path) + 1 and other[:-1] == path)
             path = (*path, token_id)

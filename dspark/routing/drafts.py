@@ -123,6 +123,7 @@ class LeasedDrafts:
         self._limits = limits
         self._observer = observer
         self._vocab_size = vocab_size
+        self._max_nodes = session.node_cap(drafter.max_nodes)
         self._lease: DrafterLease | None = None
         self._known_length = 0
         """Committed length at the last answered request: where the next delta starts."""
@@ -222,7 +223,7 @@ class LeasedDrafts:
         try:
             async with asyncio.timeout(self._limits.draft_timeout_s):  # `wait_for` can swallow a cancellation in Python 3.11
                 tree = await self._draft(lease, depth)
-            tree.check(self._vocab_size, self._config.max_nodes)
+            tree.check(self._vocab_size, self._max_nodes)
             if len(tree) and tree.depths.max() > depth:
                 raise InvalidMessage(f"the tree is deeper than the {depth} levels asked for", "tree.parents")
             self._num_late = 0
@@ -259,7 +260,7 @@ class LeasedDrafts:
             session.base_length,
             session.tokens_since(self._known_length),
             depth,
-            self._config.max_nodes,
+            self._max_nodes,
             part,
             self._config.max_width,
         )

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dspark.config import DrafterConfig, LimitsConfig
+from dspark.drafting.lookup import LookupDrafter
 from dspark.ports import DrafterPool
 from dspark.routing.choice import DrafterChooser
 from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
-from dspark.routing.observer import NamedDrafter, Observer
+from dspark.routing.merged import MergedDrafts
+from dspark.routing.observer import DraftObserver, NamedDrafter, Observer, SilentObserver
+from dspark.routing.placement import LocalDrafterPool
 from dspark.session import Session, TokenChunk
 
 _SEED = 0
@@ -22,8 +25,10 @@ _SEED = 0
 class _Member:
     config: DrafterConfig
     pool: DrafterPool
-    observer: NamedDrafter
+    observer: DraftObserver
     lanes: DraftLanes
+    lookup: "_Member | None" = None
+    """Its helper, where the configuration wants one; nobody's choice by name."""
 
 
 class DrafterFleet:
@@ -34,7 +39,7 @@ class DrafterFleet:
     ) -> None:
         self._limits = limits
         self._members = {
-            name: self._member(pools[name], config, NamedDrafter(name, observer))
+            name: _member(pools[name], config, NamedDrafter(name, observer))
             for name, config in configs.items()
             if name in pools and config.max_depth > 0
         }
@@ -53,6 +58,12 @@ class DrafterFleet:
         if session.drafter is None:
             return NoDrafts()
         member = self._members[session.drafter]
+        main = self._leased(session, member, vocab_size)
+        if member.lookup is None:
+            return main
+        return MergedDrafts(main, self._leased(session, member.lookup, vocab_size), session.node_cap(member.config.max_nodes))
+
+    def _leased(self, session: Session, member: "_Member", vocab_size: int) -> LeasedDrafts:
         return LeasedDrafts(session, member.pool, member.lanes, member.config, self._limits, member.observer, vocab_size)
 
     def learn(self, session: Session, chunk: TokenChunk) -> None:
@@ -65,6 +76,14 @@ class DrafterFleet:
         """End all lanes."""
         for member in self._members.values():
             await member.lanes.stop()
+            if member.lookup is not None:
+                await member.lookup.lanes.stop()
 
-    def _member(self, pool: DrafterPool, config: DrafterConfig, observer: NamedDrafter) -> _Member:
-        return _Member(config, pool, observer, DraftLanes(observer))
+
+def _member(pool: DrafterPool, config: DrafterConfig, observer: DraftObserver) -> _Member:
+    lookup = None
+    if config.with_lookup:
+        drafter = LookupDrafter(min_match=config.lookup_min_match, max_match=config.lookup_max_match)
+        alone = config.model_copy(update={"kind": "lookup", "with_lookup": False})
+        lookup = _member(LocalDrafterPool(drafter), alone, NamedDrafter(config.kind, SilentObserver()))
+    return _Member(config, pool, observer, DraftLanes(observer), lookup)

@@ -1,0 +1,50 @@
+"""Candidates of two drafters as one tree: what one of them misses the other may have, and the planner buys nodes whatever their origin."""
+
+import asyncio
+
+from dspark.messages import FeatureSpec, VerifyResult
+from dspark.routing.drafts import DraftSource
+from dspark.scheduling.planner import plan
+from dspark.tree import CandidateTree
+from dspark.types import SessionId
+
+_TREE = SessionId("tree")
+
+
+class MergedDrafts:
+    """Implements DraftSource. Only `main` may read features of the target."""
+
+    def __init__(self, main: DraftSource, also: DraftSource, max_nodes: int) -> None:
+        """At most `max_nodes` candidates are proposed, the likeliest of both."""
+        self._main = main
+        self._also = also
+        self._max_nodes = max_nodes
+
+    @property
+    def features(self) -> FeatureSpec | None:
+        """See DraftSource."""
+        return self._main.features
+
+    @property
+    def features_from(self) -> int:
+        """See DraftSource."""
+        return self._main.features_from
+
+    def learn(self, result: VerifyResult) -> None:
+        """See DraftSource."""
+        self._main.learn(result)
+        self._also.learn(result)
+
+    async def propose(self) -> CandidateTree:
+        """See DraftSource. Both draft at the same time."""
+        async with asyncio.TaskGroup() as tasks:
+            proposals = [tasks.create_task(source.propose()) for source in (self._main, self._also)]
+        tree = CandidateTree.merged([proposal.result() for proposal in proposals])
+        return tree.select(plan({_TREE: tree}, 1 + self._max_nodes).kept[_TREE])
+
+    async def close(self) -> None:
+        """See DraftSource."""
+        try:
+            await self._main.close()
+        finally:
+            await self._also.close()

@@ -9,6 +9,7 @@ from dspark.config import ServeArgs
 from dspark.errors import DraftUnavailable, TargetUnavailable
 from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, RouterId, SessionId
 from dspark.wire.client import RemoteDrafter, RemoteVerifier
 
@@ -20,6 +21,7 @@ class TargetLease:
         self.replica_id = lease.replica_id
         self.verifier: Verifier = lease.connection
         self.card: ModelCard = lease.connection.card
+        self.curve: ThroughputCurve | None = lease.connection.curve
         self.lost = lease.lost
         self.release = lease.release
 

@@ -24,6 +24,7 @@ class Target(LeasedReplica):
         super().__init__(lease_silence_timeout_s)
         # In a thread, so that the replica answers Serve while it loads.
         loaded = await asyncio.to_thread(load_target, config, drafters)
+        curve = await asyncio.to_thread(loaded.profile)
         self._runner = VerifierRunner(loaded.verifier)
         self._runner.start()
         self._total_kv_blocks = loaded.packed_model.pool.num_blocks
@@ -33,6 +34,7 @@ class Target(LeasedReplica):
             self.replica_id,
             silence_timeout_s=lease_silence_timeout_s,
             on_session_end=self.book.closed,
+            curve=curve,
         )
         self._server: grpc.aio.Server
         self._server, port = await start_server([service], host=data_host())

@@ -146,6 +146,15 @@ class LimitsConfig(StrictModel):
     """Pause between two tries to get a new draft lease."""
 
 
+class SchedulingConfig(StrictModel):
+    """How drafting and verification are decided."""
+
+    mode: Literal["planned", "fixed"] = "planned"
+    """`planned`: as much as pays, from measured costs and survivals. `fixed`: always all that the drafters' limits allow."""
+    overlap: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How far drafting and verifying hide each other: 1 on devices of their own, 0 where they share one core."""
+
+
 class EngineConfig(StrictModel):
     """A target, its drafters and limits: what the offline API needs."""
 
@@ -155,6 +164,7 @@ class EngineConfig(StrictModel):
     drafters: dict[str, DrafterConfig] = {}
     """Instead of `drafter`: several by name, chosen per request by `speculation.drafter`, else by measured acceptance."""
     limits: LimitsConfig = LimitsConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()
 
     @property
     def named_drafters(self) -> dict[str, DrafterConfig]:

@@ -108,6 +108,7 @@ class Engine:
             limits=self._config.limits,
             max_batch_rows=self._config.target.max_batch_rows,
             observer=self._observer,
+            scheduling=self._config.scheduling,
         )
 
     async def stop(self) -> None:

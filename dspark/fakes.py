@@ -29,6 +29,7 @@ from dspark.messages import (
     VerifyResult,
 )
 from dspark.sampling import RowSampling, Sampler
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import ModelCard, ReplicaId, SamplingParams, SessionId
 
@@ -340,6 +341,11 @@ class FakeLease:
         """The toy target's card."""
         card: ModelCard = self.verifier.card
         return card
+
+    @property
+    def curve(self) -> ThroughputCurve | None:
+        """A toy is not profiled."""
+        return None
 
     def lost(self) -> bool:
         """See ports."""

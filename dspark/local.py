@@ -10,6 +10,7 @@ from dspark.errors import FingerprintMismatch
 from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Pools
 from dspark.routing.placement import LocalDrafterPool, LocalVerifierPool
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, RouterId
 from dspark.verifying.runner import VerifierRunner
 from dspark.verifying.target_model import LoadedTarget, load_target
@@ -22,13 +23,15 @@ class LocalBackend:
         self,
         target: LoadedTarget,
         drafters: Mapping[str, LoadedDrafter | Drafter],
+        curve: ThroughputCurve | None = None,
     ) -> None:
-        """`drafters` by name: models of this project, or any objects of the port."""
+        """`drafters` by name: models of this project, or any objects of the port. `curve`: what the target's steps cost."""
         for drafter in drafters.values():
             if isinstance(drafter, LoadedDrafter):
                 _check_tokenizer(drafter.card, target.card)
         self._target = target
         self._drafters = drafters
+        self._curve = curve
         self._runner: VerifierRunner | None = None
         self._threaded_drafters: list[ThreadedDrafter] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -38,7 +41,8 @@ class LocalBackend:
     def load(cls, config: EngineConfig) -> "LocalBackend":
         """Load what the configuration names. Blocks for as long as that takes."""
         target = load_target(config.target, tuple(config.named_drafters.values()))
-        return cls(target, {name: _load(drafter, config.target) for name, drafter in config.named_drafters.items()})
+        drafters = {name: _load(drafter, config.target) for name, drafter in config.named_drafters.items()}
+        return cls(target, drafters, target.profile() if drafters else None)
 
     def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
         """The same target weights with one other drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
@@ -47,7 +51,7 @@ class LocalBackend:
             drafters = {DEFAULT_DRAFTER: foreign_drafter}
         elif config.kind != "none":
             drafters = {DEFAULT_DRAFTER: _load(config, self._target.config)}
-        return LocalBackend(self._target.with_own_cache((config,)), drafters)
+        return LocalBackend(self._target.with_own_cache((config,)), drafters, self._curve)
 
     @property
     def card(self) -> ModelCard:
@@ -64,7 +68,7 @@ class LocalBackend:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="models")
         self._runner = VerifierRunner(self._target.verifier, self._thread)
         self._runner.start()
-        targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card)
+        targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card, self._curve)
         drafters = {name: LocalDrafterPool(self._start(drafter), _features(drafter)) for name, drafter in self._drafters.items()}
         return Pools(targets, drafters)
 

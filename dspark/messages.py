@@ -1,6 +1,6 @@
 """Frozen records that cross a port between router, drafter and target. They know nothing of protobuf (see wire/codec.py)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,14 +138,3 @@ class DraftReport:
     results: tuple[DraftResult, ...] = ()
     failures: tuple[SessionFailure, ...] = ()
     draft_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Planner -> lane: which nodes of which session are worth their place in the next step."""
-
-    kept: dict[SessionId, list[int]] = field(default_factory=dict)
-    batch_tokens: int = 0
-    """Rows of the step: one per session and one per kept node."""
-    expected_tokens: float = 0.0
-    """Sum of 1 + kept survivals: what the step is expected to commit."""

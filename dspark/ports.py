@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dspark.messages import DraftReport, DraftRequest, FeatureSpec, SessionOpen, StepReport, VerifyRequest
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 
 
@@ -83,6 +84,10 @@ class VerifierLease(Protocol):
     @property
     def card(self) -> ModelCard:
         """What the replica runs."""
+
+    @property
+    def curve(self) -> ThroughputCurve | None:
+        """What its steps cost, as it measured when it started; None where it did not."""
 
     def lost(self) -> bool:
         """True once the replica is known to be gone."""

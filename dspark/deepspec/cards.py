@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark.deepspec.metrics import LEVEL, Interval
+from dspark.deepspec.node_scores import NodeScores
 from dspark.deepspec.results import EvaluationResult, PositionCalibration
 
 UNKNOWN = "n/a"
@@ -98,6 +99,29 @@ def calibration_rows(rows: Sequence[PositionCalibration]) -> tuple[list[str], li
         ]
         for row in rows
     ]
+
+
+def node_rows(scores: Sequence[NodeScores]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells: estimators of a candidate's chance given its parent, per sampling temperature."""
+    headers = ["temperature", "estimator", "verdicts", "log-loss", "ECE", "floor of ECE", "AUC", "Brier"]
+    return headers, [
+        [
+            "all" if row.sampling_temperature is None else f"{row.sampling_temperature:g}",
+            row.estimator,
+            str(row.scores.count),
+            f"{row.log_loss:.3f}",
+            f"{row.scores.ece:.1%}",
+            f"{row.scores.ece_floor:.1%}",
+            _number(row.scores.auc),
+            f"{row.scores.brier:.3f}",
+        ]
+        for row in scores
+    ]
+
+
+def node_markdown(scores: Sequence[NodeScores]) -> str:
+    """The same as a table."""
+    return markdown_table(*node_rows(scores))
 
 
 def comparison_markdown(results: Sequence[EvaluationResult]) -> str:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, SchedulingConfig, TargetConfig
+from dspark.deepspec.node_traces import NodeTrace, NodeTraceRecorder
 from dspark.deepspec.traces import DecodingTrace, TraceRecorder
 from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
 from dspark.drafting.growth import UNKNOWN, Draft
@@ -53,9 +54,10 @@ class TraceCollector(SilentObserver):
 
     def __init__(self) -> None:
         self.recorder = TraceRecorder()
+        self.nodes = NodeTraceRecorder()
         self._numbers: dict[SessionId, int] = {}
         self._drafts: dict[Place, Draft] = {}
-        self._verdicts: dict[Place, int] = {}
+        self._verdicts: dict[Place, tuple[int, ...]] = {}
 
     def on_draft(self, session_id: SessionId, base_length: int, draft: Draft) -> None:
         """A drafting.batch.Listener; called on the drafter's thread, before its answer is on its way."""
@@ -68,12 +70,13 @@ class TraceCollector(SilentObserver):
     def step_done(self, report: StepReport) -> None:
         """See Observer."""
         for result in report.results:
-            self._verdicts[result.session_id, result.base_length] = len(result.accepted)
+            self._verdicts[result.session_id, result.base_length] = result.accepted
 
     def round_done(self, session: Session, chunk: TokenChunk, round_ms: float) -> None:
         """See Observer. The target's own verdict counts: the end of a session cuts its last round."""
         place = (session.session_id, session.base_length - len(chunk.token_ids))
-        accepted = self._verdicts.pop(place, chunk.num_accepted)
+        nodes = self._verdicts.pop(place)
+        accepted = len(nodes)
         number, temperature = self._numbers[session.session_id], session.sampling.temperature
         draft = self._drafts.pop(place, None)
         if draft is None or len(draft.tree) != chunk.num_drafted:  # a drafter that tells nothing, or a draft that came too late
@@ -91,6 +94,8 @@ class TraceCollector(SilentObserver):
                 known.log_draft_probs,
                 chunk.num_selected,
             )
+            if chunk.num_selected == chunk.num_drafted:
+                self.nodes.add(number, temperature, draft.tree, known, None, nodes)
 
 
 class Decoder:
@@ -101,6 +106,17 @@ class Decoder:
         self._target: LoadedTarget = load_target(target)
         self.codec = TextCodec(load_tokenizer(resolve_folder(target)))
 
+    def node_trace(
+        self,
+        drafter: DrafterConfig,
+        prompts: Sequence[Sequence[int]],
+        temperature: float,
+        plan: DecodingPlan,
+        done: Callable[[], None] = lambda: None,
+    ) -> NodeTrace:
+        """As `trace`: the verdict on every candidate whose parent was accepted, with all that the drafter knew of it."""
+        return self._decoded(drafter, prompts, temperature, plan, done)[0].nodes.trace()
+
     def trace(
         self,
         drafter: DrafterConfig,
@@ -110,17 +126,29 @@ class Decoder:
         done: Callable[[], None] = lambda: None,
     ) -> tuple[DecodingTrace, float]:
         """Decode all prompts; the trace, and how many seconds it took. `done` is called after each prompt."""
+        collector, seconds = self._decoded(drafter, prompts, temperature, plan, done)
+        return collector.recorder.trace(), seconds
+
+    def _decoded(
+        self,
+        drafter: DrafterConfig,
+        prompts: Sequence[Sequence[int]],
+        temperature: float,
+        plan: DecodingPlan,
+        done: Callable[[], None],
+    ) -> tuple[TraceCollector, float]:
         collector = TraceCollector()
         config = EngineConfig(
             target=self._config,
             drafter=drafter.model_copy(update=plan.limits),
             limits=LimitsConfig(draft_timeout_s=60.0),  # a machine at work on something else must not count as bad drafts
+            scheduling=SchedulingConfig(mode="fixed"),  # the same drafts on every machine
         )
         backend = LocalBackend(self._target.with_own_cache((drafter,)), {"default": self._drafter(config.drafter, collector)})
         engine = Engine(backend, self.codec, config, collector)
         started = time.perf_counter()
         asyncio.run(_decode(engine, prompts, temperature, plan, done))
-        return collector.recorder.trace(), time.perf_counter() - started
+        return collector, time.perf_counter() - started
 
     def _drafter(self, config: DrafterConfig, collector: TraceCollector) -> LoadedDrafter | Drafter:
         if config.kind == "lookup":

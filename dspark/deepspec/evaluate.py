@@ -16,6 +16,8 @@ from dspark.bench.prompts import load_prompts
 from dspark.config import DrafterConfig
 from dspark.deepspec.decoding import Decoder, DecodingPlan
 from dspark.deepspec.fitting import FitOptions, FitResult, fit_temperatures, write_calibration
+from dspark.deepspec.fitting_net import NetReport, fit_net
+from dspark.deepspec.node_traces import NodeTrace
 from dspark.deepspec.results import EvaluationResult, Report, SweepRow, evaluation_result, sweep_row
 from dspark.deepspec.traces import DecodingTrace
 from dspark.errors import ConfigError
@@ -92,18 +94,44 @@ def collect(
     return DecodingTrace.concatenate(traces)
 
 
-def calibrate(folder: Path, trace: DecodingTrace, options: FitOptions | None = None) -> FitResult:
-    """Fit Sequential Temperature Scaling to half of the sessions of a trace, store it with the checkpoint, judge it on the other half."""
-    fit = fit_temperatures(trace, options)
-    write_calibration(folder, fit.calibration)
-    return fit
+def collect_nodes(
+    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
+) -> NodeTrace:
+    """Verdicts on the candidates of trees, at several temperatures."""
+    traces = []
+    with _bars() as bars:
+        for temperature in temperatures:
+            task = bars.add_task(f"trees at temperature {temperature:g}", total=len(prompts))
+            traces.append(decoder.node_trace(drafter, prompts, temperature, plan, partial(bars.advance, task)))
+    return NodeTrace.concatenate(traces)
 
 
-def calibration_report(name: str, trace: DecodingTrace, fit: FitResult, plan: DecodingPlan) -> Report:
+@dataclass(frozen=True, slots=True)
+class CalibrationFit:
+    """What `calibrate` found and stored."""
+
+    chains: FitResult | None
+    """Of the confidence head; None for a drafter without one."""
+    nodes: NetReport
+
+
+def calibrate(folder: Path, trace: DecodingTrace, nodes: NodeTrace, seed: int = 0) -> CalibrationFit:
+    """Fit the confidence head's temperatures to chains and the small net to trees, on half of the sessions; store both with the checkpoint.
+
+    Judged on the other half, the same for both.
+    """
+    chains = fit_temperatures(trace, FitOptions(seed=seed)) if trace.has_confidence else None
+    net, report = fit_net(nodes, seed, None if chains is None else chains.calibration)
+    write_calibration(folder, net)
+    return CalibrationFit(chains, report)
+
+
+def calibration_report(name: str, trace: DecodingTrace, fit: CalibrationFit, plan: DecodingPlan) -> Report:
     """One result per sampling temperature, with the fit's positions before and after."""
     results = []
     for temperature in trace.temperatures:
-        rows = tuple(row for row in fit.positions if row.sampling_temperature == temperature)
+        positions = () if fit.chains is None else fit.chains.positions
+        rows = tuple(row for row in positions if row.sampling_temperature == temperature)
         results.append(
             evaluation_result(
                 trace.at_temperature(temperature),
@@ -116,7 +144,7 @@ def calibration_report(name: str, trace: DecodingTrace, fit: FitResult, plan: De
                 calibration=rows,
             )
         )
-    return Report(f"Calibration of {name}", tuple(results), facts(plan))
+    return Report(f"Calibration of {name}", tuple(results), facts(plan), nodes=fit.nodes.scores)
 
 
 def facts(plan: DecodingPlan) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`deepspec evaluate`, `deepspec calibrate` and `deepspec probe`: the command lines of evaluate.py and probing.py. Mounted by cli.py."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -51,35 +52,45 @@ def evaluate(
 
 
 def calibrate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a block drafter; calibration.json is written into it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a drafter; calibration.json is written into it.")],
     out: Annotated[Path, typer.Option(help="Folder for the report and the decoding traces.")] = Path("build/calibration"),
+    kind: Annotated[str, typer.Option(help="block, eagle or language_model.")] = "block",
     target: Target = "demo:target",
     prompts: Prompts = None,
     count: Count = 64,
     temperatures: Annotated[str, typer.Option(help="Sampling temperatures to fit for, comma-separated.")] = "0,0.7,1",
     max_tokens: Tokens = 128,
     depth: Depth = 7,
+    nodes: Annotated[int, typer.Option(min=2, max=256, help="Candidates of the trees that the net is fitted on.")] = 24,
+    width: Annotated[int, typer.Option(min=1, max=16, help="Children per candidate of these trees.")] = 4,
     threads: Threads = 1,
     device: Device = "cpu",
 ) -> None:
-    """Fit the confidence head's temperatures to decoding traces, position by position; judged on prompts that the fit did not see."""
+    """Fit survival estimates to decoding traces: the confidence head's temperatures by position, and a small net for the nodes of trees.
+
+    Both are judged on prompts that the fit did not see.
+    """
+    from dspark.deepspec.cards import node_markdown
     from dspark.deepspec.decoding import Decoder, DecodingPlan
     from dspark.deepspec.evaluate import calibrate as fit
-    from dspark.deepspec.evaluate import calibration_report, collect, read_prompt_sets
+    from dspark.deepspec.evaluate import calibration_report, collect, collect_nodes, read_prompt_sets
     from dspark.deepspec.report import write_report
     from dspark.deepspec.traces import append_shard
 
-    drafter = DrafterConfig(kind="block", model=str(checkpoint), device=device)
+    drafter = DrafterConfig.model_validate({"kind": kind, "model": str(checkpoint), "device": device})
     plan = DecodingPlan(max_tokens=max_tokens, depth=depth)
     decoder = Decoder(TargetConfig(model=target, num_threads=threads, device=device))
     texts = [prompt for chosen in read_prompt_sets(decoder, prompts or [], count).values() for prompt in chosen]
     trace = collect(decoder, drafter, texts, numbers(temperatures), plan)
     append_shard(out / "traces", trace)
-    result = fit(checkpoint, trace)
+    trees = collect_nodes(decoder, drafter, texts, numbers(temperatures), replace(plan, max_nodes=nodes, max_width=width))
+    trees.write(out / "nodes.safetensors")
+    result = fit(checkpoint, trace, trees)
     report = calibration_report(checkpoint.name, trace, result, plan)
     write_report(out, report)
-    for note in result.notes:
+    for note in () if result.chains is None else result.chains.notes:
         console.print(note, markup=False)
+    console.print(node_markdown(report.nodes), markup=False)
     console.print(f"{checkpoint / 'calibration.json'}\n{out / 'report.html'}", markup=False)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark.deepspec.files import write_atomically
 from dspark.deepspec.metrics import (
     DEFAULT_BINNING,
     NUM_BINS,
@@ -22,7 +23,7 @@ from dspark.deepspec.metrics import (
     score_calibration,
 )
 from dspark.deepspec.results import PositionCalibration
-from dspark.deepspec.traces import DecodingTrace, write_atomically
+from dspark.deepspec.traces import DecodingTrace
 from dspark.errors import ConfigError
 from dspark.scheduling.calibration import CALIBRATION_FILE, DEFAULT_BOUNDS, Calibration, Estimator, TemperatureFit, sigmoid
 
@@ -64,7 +65,7 @@ def fit_temperatures(trace: DecodingTrace, options: FitOptions | None = None) ->
         raise ConfigError(
             "the trace holds no confidence logits: a drafter without confidence head cannot be calibrated", "confidence_logit"
         )
-    for_fit = _first_half(trace, options.seed)
+    for_fit = first_half(trace.session, options.seed)
     fits, counts, notes = [], {}, []
     for temperature in trace.temperatures:
         fit, observations = _fit_one(trace.select(for_fit).at_temperature(temperature), temperature, options)
@@ -98,20 +99,20 @@ def observations(trace: DecodingTrace, position: int) -> Mask:  # [R]
     return known & (trace.num_verified > position)
 
 
+def first_half(session: NDArray[np.int32], seed: int) -> Mask:  # [n] for sessions [n]
+    """Whole sessions: a prompt that helps to fit must not help to judge, at whatever sampling temperature it was decoded."""
+    sessions = np.unique(session)
+    if len(sessions) < 2:
+        raise ConfigError(f"the trace holds {len(sessions)} session(s); fitting on one half and judging on the other needs two", "session")
+    shuffled = np.random.default_rng(seed).permutation(sessions)
+    return np.isin(session, shuffled[: (len(sessions) + 1) // 2])
+
+
 def write_calibration(folder: Path, estimator: Estimator) -> Path:
     """calibration.json beside the checkpoint's weights, whole or not at all."""
     path = folder / CALIBRATION_FILE
     write_atomically(path, estimator.to_json().encode())
     return path
-
-
-def _first_half(trace: DecodingTrace, seed: int) -> Mask:  # [R]
-    """Whole sessions: a prompt that helps to fit must not help to judge, at whatever sampling temperature it was decoded."""
-    sessions = np.unique(trace.session)
-    if len(sessions) < 2:
-        raise ConfigError(f"the trace holds {len(sessions)} session(s); fitting on one half and judging on the other needs two", "session")
-    shuffled = np.random.default_rng(seed).permutation(sessions)
-    return np.isin(trace.session, shuffled[: (len(sessions) + 1) // 2])
 
 
 def _fit_one(trace: DecodingTrace, temperature: float, options: FitOptions) -> tuple[TemperatureFit, list[int]]:

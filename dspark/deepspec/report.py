@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from dspark.deepspec.cards import calibration_rows, comparison_markdown, comparison_rows, position_rows, sweep_rows
+from dspark.deepspec.cards import calibration_rows, comparison_markdown, comparison_rows, node_rows, position_rows, sweep_rows
 from dspark.deepspec.figures import (
     DARK,
     LIGHT,
@@ -21,8 +21,8 @@ from dspark.deepspec.figures import (
     reliability_figure,
     sweep_figure,
 )
+from dspark.deepspec.files import write_atomically
 from dspark.deepspec.results import EvaluationResult, PositionCalibration, Report, write_report_json
-from dspark.deepspec.traces import write_atomically
 
 HTML = "report.html"
 COMPARISON = "comparison.md"
@@ -104,6 +104,11 @@ def _sections(report: Report, pictures: dict[str, Picture]) -> Iterator[str]:
             "few rounds: an error near it cannot be told from none."
         )
         yield from _calibration_sections(report.results, pictures)
+    if report.nodes:
+        yield "<h2>Candidates of trees</h2>" + _note(
+            "Chance of a candidate to be the target's token, given that its parent is: estimators on sessions that the fit did not see."
+        )
+        yield _table(*node_rows(report.nodes))
 
 
 def _calibration_sections(results: Sequence[EvaluationResult], pictures: dict[str, Picture]) -> Iterator[str]:

@@ -9,8 +9,10 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dspark.deepspec.files import write_atomically
 from dspark.deepspec.metrics import CalibrationScores, Interval, count_acceptance, summarise_acceptance
-from dspark.deepspec.traces import DecodingTrace, write_atomically
+from dspark.deepspec.node_scores import NodeScores
+from dspark.deepspec.traces import DecodingTrace
 from dspark.errors import ConfigError
 
 REPORT_JSON = "report.json"
@@ -78,6 +80,8 @@ class Report:
     results: tuple[EvaluationResult, ...]
     facts: dict[str, str] = field(default_factory=dict)
     """Label -> text: target, machine, versions, date, seed."""
+    nodes: tuple[NodeScores, ...] = ()
+    """Estimators of a candidate's chance given its parent, judged on sessions that no fit has seen."""
     format_version: int = 1
 
 

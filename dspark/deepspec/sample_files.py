@@ -22,6 +22,7 @@ import orjson
 from pydantic import ValidationError
 
 from dspark.config import StrictModel
+from dspark.deepspec.files import write_atomically
 from dspark.errors import ConfigError
 
 VERSION = 1
@@ -98,16 +99,6 @@ def read_index(folder: Path) -> DatasetIndex | None:
     if index.version != VERSION:
         raise ConfigError(f"{path}: is of format version {index.version}, this program reads {VERSION}")
     return index
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file as a whole: a reader, or a run after a crash, sees the old content or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def shard_paths(folder: Path) -> list[Path]:

@@ -5,8 +5,6 @@ the k-th drafted token, counted from 0. Round r owns `offsets[r]:offsets[r + 1]`
 Knows neither models nor estimators. A later column (tree drafts: rank, parent) is a new optional tensor and a new FORMAT.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from dspark.deepspec.files import read_columns, write_columns
 from dspark.errors import ConfigError
 
 FORMAT = "dspark-decoding-trace-1"
@@ -148,19 +145,12 @@ class DecodingTrace:
 
     def write(self, path: Path) -> None:
         """One safetensors file, whole or not at all."""
-        data = save({name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS}, {"format": FORMAT})
-        write_atomically(path, data)
+        write_columns(path, {name: getattr(self, name) for name in _COLUMNS}, FORMAT)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises ConfigError naming file and column."""
-        try:
-            with safe_open(path, framework="np") as file:
-                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                found = (file.metadata() or {}).get("format")
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{path}: cannot be read as a decoding trace ({error})") from error
-        _check_columns(path, found, columns)
+        columns = read_columns(path, {name: ROUND_COLUMNS.get(name, np.float32) for name in _COLUMNS}, FORMAT, "decoding trace")
         try:
             return cls(**columns)
         except ConfigError as error:
@@ -229,20 +219,6 @@ def read_traces(path: Path) -> DecodingTrace:
     return DecodingTrace.concatenate([DecodingTrace.read(shard) for shard in shards])
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Readers see the old file or the whole new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _ordered(low: ArrayLike, high: ArrayLike) -> bool:
     return bool(np.all(np.asarray(low) <= np.asarray(high)))
 
@@ -258,14 +234,3 @@ def _session_shifts(traces: Sequence[DecodingTrace]) -> list[int]:
         shifts.append(following - int(trace.session.min(initial=0)))
         following = shifts[-1] + int(trace.session.max(initial=-1)) + 1
     return shifts
-
-
-def _check_columns(path: Path, found: str | None, columns: dict[str, NDArray[Any]]) -> None:
-    if found != FORMAT:
-        raise ConfigError(f"{path}: format is {json.dumps(found)}, not {FORMAT}")
-    if set(columns) != set(_COLUMNS):
-        missing, extra = sorted(set(_COLUMNS) - set(columns)), sorted(set(columns) - set(_COLUMNS))
-        raise ConfigError(f"{path}: missing columns {missing}, unknown columns {extra}")
-    for name, column in columns.items():
-        if column.dtype != ROUND_COLUMNS.get(name, np.float32) or column.ndim != 1:
-            raise ConfigError(f"{path}: column {name!r} is {column.dtype} {list(column.shape)}, not {_empty(name).dtype} [n]", name)

@@ -15,8 +15,9 @@ from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRo
 from dspark.messages import NO_FEATURES, DraftRequest, FeatureSpec, VerifyResult
 from dspark.ports import DrafterLease, DrafterPool
 from dspark.routing.feed import FeatureFeed
-from dspark.routing.lanes import DraftLane
+from dspark.routing.lanes import DraftLane, OnDraftCost
 from dspark.routing.observer import DraftObserver
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
 
@@ -44,8 +45,8 @@ class DraftSource(Protocol):
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
 
-    async def propose(self) -> CandidateTree:
-        """Candidates below the session's anchor; an empty tree if there are none in time."""
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
+        """Candidates below the session's anchor, within the limits; an empty tree if there are none in time."""
 
     async def close(self) -> None:
         """Give everything back."""
@@ -60,7 +61,7 @@ class NoDrafts:
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
 
-    async def propose(self) -> CandidateTree:
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
         """Never a candidate."""
         return CandidateTree.empty()
 
@@ -71,8 +72,10 @@ class NoDrafts:
 class DraftLanes:
     """The lanes of a router to one drafter, one for each of its replicas that some session has a lease on."""
 
-    def __init__(self, observer: DraftObserver) -> None:
+    def __init__(self, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
+        """`on_cost`: see DraftLane."""
         self._observer = observer
+        self._on_cost = on_cost
         self._lanes: dict[int, DraftLane] = {}
         self._num_leases: Counter[int] = Counter()
 
@@ -80,7 +83,7 @@ class DraftLanes:
         """A session got a lease: its replica's lane is needed."""
         key = id(lease.drafter)  # the lane holds the drafter, so no other can get its id
         if key not in self._lanes:
-            self._lanes[key] = DraftLane(lease.drafter, self._observer)
+            self._lanes[key] = DraftLane(lease.drafter, self._observer, self._on_cost)
         self._num_leases[key] += 1
 
     def of(self, lease: DrafterLease) -> DraftLane:
@@ -123,7 +126,8 @@ class LeasedDrafts:
         self._limits = limits
         self._observer = observer
         self._vocab_size = vocab_size
-        self._max_nodes = session.node_cap(drafter.max_nodes)
+        self._limits_now = SKIP
+        """Of the round that `propose` began."""
         self._lease: DrafterLease | None = None
         self._known_length = 0
         """Committed length at the last answered request: where the next delta starts."""
@@ -140,9 +144,10 @@ class LeasedDrafts:
         """False while there is a lease, and in the pause after none was to be had."""
         self._background: asyncio.Task[None] | None = asyncio.create_task(self._acquire())
 
-    async def propose(self) -> CandidateTree:
-        """See DraftSource."""
-        tree = await self._candidates()
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
+        """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""
+        self._limits_now = self._within(limits)
+        tree = await self._candidates(self._limits_now)
         self.features_from = self._wanted_features()
         return tree
 
@@ -157,7 +162,14 @@ class LeasedDrafts:
             self._feed.add(features)
             self._observer.features_received(len(features.values), features.values.nbytes)
 
-    async def _candidates(self) -> CandidateTree:
+    def _within(self, limits: DraftLimits) -> DraftLimits:
+        """As far as configuration, request and what is left of the answer allow."""
+        depth = min(limits.max_depth, self._config.max_depth, self._session.tokens_left - 1)
+        nodes = min(limits.max_nodes, self._session.node_cap(self._config.max_nodes))
+        width = min(limits.max_width, self._config.max_width)
+        return DraftLimits(depth, width, nodes) if min(depth, nodes, width) > 0 else SKIP
+
+    async def _candidates(self, limits: DraftLimits) -> CandidateTree:
         if self._background is not None and self._background.done():
             self._background = None
         lease = self._lease
@@ -167,15 +179,14 @@ class LeasedDrafts:
         if lease.lost():
             await self._drop(lease, "its replica is gone")
             return CandidateTree.empty()
-        depth = min(self._config.max_depth, self._session.tokens_left - 1)
-        if depth <= 0 or self._paused:
+        if limits.skips or self._paused:
             return CandidateTree.empty()
         if self._has_more_than_one_part():
             self._background = asyncio.create_task(self._catch_up(lease))
             return CandidateTree.empty()
         if self.features is not None and self._feed.stop != self._session.base_length - 1:
             return CandidateTree.empty()  # what is missing comes with this round
-        return await self._draft_in_time(lease, depth)
+        return await self._draft_in_time(lease, limits)
 
     @property
     def _paused(self) -> bool:
@@ -185,7 +196,8 @@ class LeasedDrafts:
         """From where on the coming round is to bring features: what is missing, unless nobody is there to read it."""
         if self.features is None or self._session.tokens_left <= 1 or (self._lease is None and not self._acquiring):
             return NO_FEATURES
-        idle = self._lease is None or self._paused or (self._background is not None and not self._background.done())
+        busy = self._background is not None and not self._background.done()
+        idle = busy or self._lease is None or self._paused or self._limits_now.skips
         if idle and self._feed.num_rows > MAX_IDLE_ROWS:
             return NO_FEATURES
         return self._feed.wanted_from(self._session.base_length)
@@ -198,7 +210,7 @@ class LeasedDrafts:
         """Bring the drafter what does not fit into one message, while rounds go on plainly."""
         try:
             while self._has_more_than_one_part():
-                await self._draft(lease, 0)
+                await self._draft(lease, SKIP)
         except Exception as error:
             await self._deal_with(error, lease)
             if self._lease is lease:
@@ -218,14 +230,14 @@ class LeasedDrafts:
             lease, self._lease = self._lease, None
             await self._give_back(lease)
 
-    async def _draft_in_time(self, lease: DrafterLease, depth: int) -> CandidateTree:
+    async def _draft_in_time(self, lease: DrafterLease, limits: DraftLimits) -> CandidateTree:
         """The drafter's answer, or an empty tree where it is late, stale, wrong or gone."""
         try:
             async with asyncio.timeout(self._limits.draft_timeout_s):  # `wait_for` can swallow a cancellation in Python 3.11
-                tree = await self._draft(lease, depth)
-            tree.check(self._vocab_size, self._max_nodes)
-            if len(tree) and tree.depths.max() > depth:
-                raise InvalidMessage(f"the tree is deeper than the {depth} levels asked for", "tree.parents")
+                tree = await self._draft(lease, limits)
+            tree.check(self._vocab_size, limits.max_nodes)
+            if len(tree) and tree.depths.max() > limits.max_depth:
+                raise InvalidMessage(f"the tree is deeper than the {limits.max_depth} levels asked for", "tree.parents")
             self._num_late = 0
             return tree
         except TimeoutError:
@@ -253,16 +265,16 @@ class LeasedDrafts:
         self._num_late += 1
         self._paused_until_s = asyncio.get_running_loop().time() + pause_s
 
-    async def _draft(self, lease: DrafterLease, depth: int) -> CandidateTree:
+    async def _draft(self, lease: DrafterLease, limits: DraftLimits) -> CandidateTree:
         session, part = self._session, self._feed.next_part(FEATURE_PART_BYTES)
         request = DraftRequest(
             session.session_id,
             session.base_length,
             session.tokens_since(self._known_length),
-            depth,
-            self._max_nodes,
+            limits.max_depth,
+            limits.max_nodes,
             part,
-            self._config.max_width,
+            max(1, limits.max_width),
         )
         result = await self._lanes.of(lease).draft(request)
         self._known_length = request.base_length
@@ -287,7 +299,7 @@ class LeasedDrafts:
         if self.features is not None:
             return  # there is nothing to read before the target's features of the prompt are there
         with contextlib.suppress(Exception):  # the first real draft meets the same fault, and deals with it
-            await self._draft(self._lease, 0)
+            await self._draft(self._lease, SKIP)
 
     def _open(self, lease: DrafterLease) -> None:
         lease.drafter.open(self._session.opening())

@@ -6,12 +6,15 @@ A name without a pool, or a drafter of depth 0, is plain decoding; nothing in th
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.drafting.lookup import LookupDrafter
 from dspark.ports import DrafterPool
 from dspark.routing.choice import DrafterChooser
 from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
+from dspark.routing.economy import Economy
+from dspark.routing.lanes import OnDraftCost
 from dspark.routing.merged import MergedDrafts
 from dspark.routing.observer import DraftObserver, NamedDrafter, Observer, SilentObserver
 from dspark.routing.placement import LocalDrafterPool
@@ -35,11 +38,16 @@ class DrafterFleet:
     """All drafters of a loop, by name. Lives on the loop's event loop."""
 
     def __init__(
-        self, pools: Mapping[str, DrafterPool], configs: Mapping[str, DrafterConfig], limits: LimitsConfig, observer: Observer
+        self,
+        pools: Mapping[str, DrafterPool],
+        configs: Mapping[str, DrafterConfig],
+        limits: LimitsConfig,
+        observer: Observer,
+        economy: Economy,
     ) -> None:
         self._limits = limits
         self._members = {
-            name: _member(pools[name], config, NamedDrafter(name, observer))
+            name: _member(pools[name], config, NamedDrafter(name, observer), partial(economy.draft_done, name))
             for name, config in configs.items()
             if name in pools and config.max_depth > 0
         }
@@ -61,7 +69,7 @@ class DrafterFleet:
         main = self._leased(session, member, vocab_size)
         if member.lookup is None:
             return main
-        return MergedDrafts(main, self._leased(session, member.lookup, vocab_size), session.node_cap(member.config.max_nodes))
+        return MergedDrafts(main, self._leased(session, member.lookup, vocab_size))
 
     def _leased(self, session: Session, member: "_Member", vocab_size: int) -> LeasedDrafts:
         return LeasedDrafts(session, member.pool, member.lanes, member.config, self._limits, member.observer, vocab_size)
@@ -80,10 +88,12 @@ class DrafterFleet:
                 await member.lookup.lanes.stop()
 
 
-def _member(pool: DrafterPool, config: DrafterConfig, observer: DraftObserver) -> _Member:
+def _member(
+    pool: DrafterPool, config: DrafterConfig, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None
+) -> _Member:
     lookup = None
     if config.with_lookup:
         drafter = LookupDrafter(min_match=config.lookup_min_match, max_match=config.lookup_max_match)
         alone = config.model_copy(update={"kind": "lookup", "with_lookup": False})
         lookup = _member(LocalDrafterPool(drafter), alone, NamedDrafter(config.kind, SilentObserver()))
-    return _Member(config, pool, observer, DraftLanes(observer), lookup)
+    return _Member(config, pool, observer, DraftLanes(observer, on_cost), lookup)

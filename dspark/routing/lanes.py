@@ -2,20 +2,43 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from dspark import errors
 from dspark.batching import NaturalBatcher
 from dspark.errors import DraftUnavailable, DSparkError, ProtocolError, TargetUnavailable
 from dspark.messages import NO_FEATURES, DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
 from dspark.ports import Drafter, Verifier
+from dspark.routing.economy import Economy, TargetEconomy, Verified, Waiting
 from dspark.routing.observer import DraftObserver, Observer
-from dspark.scheduling.planner import plan
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
 
 logger = logging.getLogger(__name__)
+
+OnDraftCost = Callable[[int, int, float], None]
+
+
+class Proposer(Protocol):
+    """Where a session's candidates come from; drafts.py has them."""
+
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
+        """Candidates within the limits; an empty tree if there are none in time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafted:
+    """What a session brings to its round."""
+
+    tree: CandidateTree
+    limits: DraftLimits = SKIP
+    """What it was drafted under."""
+    draft_ms: float = 0.0
+    """How long it took, waiting included; 0 where nothing came of it."""
 
 
 def error_of(failure: SessionFailure) -> DSparkError:
@@ -28,9 +51,11 @@ def error_of(failure: SessionFailure) -> DSparkError:
 class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
-    def __init__(self, drafter: Drafter, observer: DraftObserver) -> None:
+    def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
+        """`on_cost` is told of every call that drafted: sessions, depth, and how long the router waited, in ms."""
         self.drafter = drafter
         self._observer = observer
+        self._on_cost = on_cost
         self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
 
     async def draft(self, request: DraftRequest) -> DraftResult:
@@ -42,7 +67,12 @@ class DraftLane:
         await self._batcher.stop(DraftUnavailable("the drafter was dropped"))
 
     async def _draft(self, requests: list[DraftRequest]) -> list[DraftResult | Exception]:
+        clock = asyncio.get_running_loop().time
+        started = clock()
         report = await self.drafter.draft(requests)
+        drafting = [request.max_depth for request in requests if request.max_depth > 0]
+        if drafting and not report.failures:
+            self._on_cost(len(drafting), max(drafting), (clock() - started) * 1e3)
         self._observer.draft_done(report)
         answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
         answers.update({failure.session_id: error_of(failure) for failure in report.failures})
@@ -56,6 +86,8 @@ class Verdict:
 
     num_selected: int
     result: VerifyResult
+    plain_tokens_per_second: float = 0.0
+    """What the session would have made by plain decoding, as far as the target's curve knows; 0 where it does not."""
 
 
 @dataclass(slots=True)
@@ -65,24 +97,41 @@ class _Round:
     session: Session
     tree: CandidateTree
     future: asyncio.Future[Verdict]
+    limits: DraftLimits
+    draft_ms: float
     features_from: int = NO_FEATURES
-    num_selected: int = 0
+    kept: list[int] = field(default_factory=list)
+    plain_tokens_per_second: float = 0.0
 
 
 class VerifyLane:
     """All rounds that one router has on one target replica. Selective verification happens here, at the moment the lane fires."""
 
-    def __init__(self, verifier: Verifier, observer: Observer, *, max_rows: int, silence_timeout_s: float) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        observer: Observer,
+        *,
+        max_rows: int,
+        silence_timeout_s: float,
+        books: TargetEconomy | None = None,
+    ) -> None:
+        """`books` of the router's economy; without them the lane keeps its own."""
         self.verifier = verifier
+        self.books = books or TargetEconomy(Economy({}), None, max_rows)
         self._observer = observer
-        self._max_rows = max_rows
         self._silence_timeout_s = silence_timeout_s
         self._ready: dict[SessionId, _Round] = {}
         self._in_flight: dict[SessionId, _Round] = {}
+        self._drafting: dict[SessionId, tuple[float, DraftLimits]] = {}
+        """Sessions whose drafts are on their way: since when, by the event loop's time in seconds, and how much was asked for."""
         self._target_is_free = True
         """False from a submit to the next report. Rounds may still be in flight when it is free: they wait for KV blocks."""
         self._lost: TargetUnavailable | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._waited: asyncio.TimerHandle | None = None
+        """Ends the wait for drafts in flight."""
+        self._submitted_s = 0.0
         self._silent_since = 0.0
         """Event loop's time in seconds: of the last report, or of the first round after a pause."""
 
@@ -91,7 +140,19 @@ class VerifyLane:
         """True once the target was given up; a new lane may find it well again."""
         return self._lost is not None
 
-    async def verify(self, session: Session, tree: CandidateTree, features_from: int = NO_FEATURES) -> Verdict:
+    async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
+        """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
+        started = asyncio.get_running_loop().time()
+        limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
+        self._drafting[session.session_id] = (started, limits)
+        try:
+            tree = await drafts.propose(limits)
+        finally:
+            del self._drafting[session.session_id]
+        draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
+        return Drafted(tree, limits, draft_ms)
+
+    async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.
 
         Raises TargetUnavailable if the replica is gone or silent.
@@ -99,7 +160,7 @@ class VerifyLane:
         if self._lost is not None:
             raise self._lost
         loop = asyncio.get_running_loop()
-        waiting = _Round(session, tree, loop.create_future(), features_from)
+        waiting = _Round(session, drafted.tree, loop.create_future(), drafted.limits, drafted.draft_ms, features_from)
         self._ready[session.session_id] = waiting
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
@@ -117,22 +178,39 @@ class VerifyLane:
             await asyncio.gather(self._reader, return_exceptions=True)
         self._give_up(TargetUnavailable("the connection to the target was closed"))
 
-    def _fire(self) -> None:
-        """Plan over all that is ready and hand the selected candidates in."""
-        if not self._ready or self._lost is not None:
+    def _fire(self, patient: bool = True) -> None:
+        """Plan over all that is ready and hand the selected candidates in; or wait a little for drafts in flight, where that pays."""
+        if not self._ready or self._lost is not None or not self._target_is_free:
             return
+        if patient and self._waits_for_drafts():
+            return
+        self._end_wait()
         ready, self._ready = self._ready, {}
-        kept = plan({session_id: r.tree for session_id, r in ready.items()}, self._max_rows).kept
+        rounds = list(ready.values())
+        kept = self.books.plan([Waiting(r.session, r.tree, r.draft_ms) for r in rounds]).kept
+        plain = self.books.plain_tokens_per_second()
         requests: list[VerifyRequest] = []
         for session_id, waiting in ready.items():
-            selected = waiting.tree.select(kept[session_id])
-            waiting.num_selected = len(selected)
-            requests.append(waiting.session.verify_request(selected, waiting.features_from))
-        if self._target_is_free:
-            self._silent_since = asyncio.get_running_loop().time()
+            waiting.kept, waiting.plain_tokens_per_second = kept[session_id], plain
+            requests.append(waiting.session.verify_request(waiting.tree.select(waiting.kept), waiting.features_from))
+        self._submitted_s = self._silent_since = asyncio.get_running_loop().time()
         self._target_is_free = False
         self._in_flight.update(ready)
         self.verifier.submit(requests)
+
+    def _waits_for_drafts(self) -> bool:
+        """True while the wait goes on; every session that becomes ready asks again, and the timer ends it."""
+        loop = asyncio.get_running_loop()
+        started = [since for since, limits in self._drafting.values() if not limits.skips]
+        wait_ms = self.books.wait_ms(len(self._ready), [(loop.time() - since) * 1e3 for since in started])
+        if wait_ms > 0 and self._waited is None:
+            self._waited = loop.call_later(wait_ms / 1e3, self._fire, False)
+        return wait_ms > 0
+
+    def _end_wait(self) -> None:
+        if self._waited is not None:
+            self._waited.cancel()
+            self._waited = None
 
     async def _read(self) -> None:
         """Hand out reports as they come; after each of them the target is free, so fire."""
@@ -141,6 +219,7 @@ class VerifyLane:
                 report = await self._next_report()
                 self._silent_since = asyncio.get_running_loop().time()
                 self._target_is_free = True
+                self._keep_books(report)
                 self._settle(report)
                 self._observer.step_done(report)
                 await asyncio.sleep(0)  # sessions without a drafter are ready again at once
@@ -170,11 +249,20 @@ class VerifyLane:
             return self._silence_timeout_s
         return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
 
+    def _keep_books(self, report: StepReport) -> None:
+        """Before the sessions commit: the books go by the lengths that the step had."""
+        verified = [
+            Verified(one.session, one.limits, one.tree, one.kept, result.accepted)
+            for result in report.results
+            if (one := self._in_flight.get(result.session_id)) is not None
+        ]
+        self.books.step_done(report.batch_rows, report.verify_ms, (self._silent_since - self._submitted_s) * 1e3, verified)
+
     def _settle(self, report: StepReport) -> None:
         for result in report.results:
             waiting = self._in_flight.pop(result.session_id, None)
             if waiting is not None and not waiting.future.done():
-                waiting.future.set_result(Verdict(waiting.num_selected, result))
+                waiting.future.set_result(Verdict(len(waiting.kept), result, waiting.plain_tokens_per_second))
         for failure in report.failures:
             waiting = self._in_flight.pop(failure.session_id, None)
             if waiting is not None and not waiting.future.done():
@@ -182,6 +270,7 @@ class VerifyLane:
 
     def _give_up(self, error: TargetUnavailable) -> None:
         self._lost = error
+        self._end_wait()
         for waiting in (*self._ready.values(), *self._in_flight.values()):
             if not waiting.future.done():
                 waiting.future.set_exception(TargetUnavailable(error.message))

@@ -6,11 +6,12 @@ What one request does; sessions meet only in the lanes, where their rounds are b
 import time
 from collections.abc import AsyncGenerator, Mapping
 
-from dspark.config import DrafterConfig, LimitsConfig
+from dspark.config import DrafterConfig, LimitsConfig, SchedulingConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
 from dspark.routing.drafts import DraftSource
+from dspark.routing.economy import Economy, TargetEconomy
 from dspark.routing.fleet import DrafterFleet
-from dspark.routing.lanes import VerifyLane
+from dspark.routing.lanes import Verdict, VerifyLane
 from dspark.routing.observer import Observer
 from dspark.session import Session, TokenChunk
 
@@ -27,9 +28,13 @@ class SpeculativeLoop:
         limits: LimitsConfig,
         max_batch_rows: int,
         observer: Observer,
+        scheduling: SchedulingConfig | None = None,
     ) -> None:
         self._targets = targets
-        self._drafters = DrafterFleet(drafters, drafter_configs, limits, observer)
+        scheduling = scheduling or SchedulingConfig()
+        self.economy = Economy(drafter_configs, planned=scheduling.mode == "planned", overlap=scheduling.overlap)
+        """What metrics read."""
+        self._drafters = DrafterFleet(drafters, drafter_configs, limits, observer, self.economy)
         self._limits = limits
         self._max_batch_rows = max_batch_rows
         self._observer = observer
@@ -46,19 +51,20 @@ class SpeculativeLoop:
             self._drafters.assign(session, drafter)
         drafts = self._drafters.drafts(session, lease.card.vocab_size)
         lane = self._lane(lease)
+        lane.books.enter(session)
         try:
             lane.verifier.open(session.opening(drafts.features))
             self._observer.session_started(session)
             while not session.finished:
                 started = time.perf_counter()
-                tree = await drafts.propose()
-                verdict = await lane.verify(session, tree, drafts.features_from)
+                drafted = await lane.drafted(session, drafts)
+                verdict = await lane.verify(session, drafted, drafts.features_from)
                 drafts.learn(verdict.result)
-                chunk = session.commit(verdict.result, num_drafted=len(tree), num_selected=verdict.num_selected)
-                self._drafters.learn(session, chunk)
-                self._observer.round_done(session, chunk, (time.perf_counter() - started) * 1e3)
+                chunk = session.commit(verdict.result, num_drafted=len(drafted.tree), num_selected=verdict.num_selected)
+                self._learn(session, chunk, verdict, (time.perf_counter() - started) * 1e3)
                 yield chunk
         finally:
+            lane.books.leave(session)
             self._observer.session_ended(session, session.finish_reason)
             lane.verifier.close(session.session_id)
             await _leave(lease, drafts)
@@ -70,6 +76,12 @@ class SpeculativeLoop:
         self._verify_lanes.clear()
         await self._drafters.stop()
 
+    def _learn(self, session: Session, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
+        self._drafters.learn(session, chunk)
+        if chunk.num_drafted > 0:
+            self.economy.round_done(session, len(chunk.token_ids), round_ms, verdict.plain_tokens_per_second)
+        self._observer.round_done(session, chunk, round_ms)
+
     def _lane(self, lease: VerifierLease) -> VerifyLane:
         for key in [key for key, lane in self._verify_lanes.items() if lane.lost]:
             del self._verify_lanes[key]
@@ -80,6 +92,7 @@ class SpeculativeLoop:
                 self._observer,
                 max_rows=self._max_batch_rows,
                 silence_timeout_s=self._limits.verify_timeout_s,
+                books=TargetEconomy(self.economy, lease.curve, self._max_batch_rows),
             )
         return self._verify_lanes[key]
 

@@ -4,6 +4,7 @@ import asyncio
 
 from dspark.messages import FeatureSpec, VerifyResult
 from dspark.routing.drafts import DraftSource
+from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.scheduling.planner import plan
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
@@ -14,11 +15,9 @@ _TREE = SessionId("tree")
 class MergedDrafts:
     """Implements DraftSource. Only `main` may read features of the target."""
 
-    def __init__(self, main: DraftSource, also: DraftSource, max_nodes: int) -> None:
-        """At most `max_nodes` candidates are proposed, the likeliest of both."""
+    def __init__(self, main: DraftSource, also: DraftSource) -> None:
         self._main = main
         self._also = also
-        self._max_nodes = max_nodes
 
     @property
     def features(self) -> FeatureSpec | None:
@@ -35,12 +34,12 @@ class MergedDrafts:
         self._main.learn(result)
         self._also.learn(result)
 
-    async def propose(self) -> CandidateTree:
-        """See DraftSource. Both draft at the same time."""
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
+        """See DraftSource. Both draft at the same time; of all candidates the likeliest are proposed."""
         async with asyncio.TaskGroup() as tasks:
-            proposals = [tasks.create_task(source.propose()) for source in (self._main, self._also)]
+            proposals = [tasks.create_task(source.propose(limits)) for source in (self._main, self._also)]
         tree = CandidateTree.merged([proposal.result() for proposal in proposals])
-        return tree.select(plan({_TREE: tree}, 1 + self._max_nodes).kept[_TREE])
+        return tree.select(plan({_TREE: tree}, 1 + limits.max_nodes).kept[_TREE])
 
     async def close(self) -> None:
         """See DraftSource."""

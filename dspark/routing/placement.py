@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, ReplicaId, SessionId
 
 LOCAL = ReplicaId("local")
@@ -30,6 +31,7 @@ class LocalVerifierLease:
 
     verifier: Verifier
     card: ModelCard
+    curve: ThroughputCurve | None = None
     replica_id: ReplicaId = LOCAL
 
     def lost(self) -> bool:
@@ -58,7 +60,8 @@ class LocalVerifierPool:
 
     verifier: Verifier
     card: ModelCard
+    curve: ThroughputCurve | None = None
 
     async def acquire(self, session_id: SessionId) -> LocalVerifierLease:
         """See ports.VerifierPool."""
-        return LocalVerifierLease(self.verifier, self.card)
+        return LocalVerifierLease(self.verifier, self.card, self.curve)

@@ -4,8 +4,8 @@ Symbols: S sessions, K draft positions, T_k temperature of position k. Pure; num
 (deepspec/fitting.py does). Method: Sequential Temperature Scaling, the paper's section on the confidence head: survival of
 position k = product over i <= k of sigmoid(logit_i / T_i).
 
-Other estimators fitted from decoding traces (small networks over gap, draft probability, rank, depth) take their place in
-ESTIMATORS: the stored JSON names its `method`, and everyone who serves or scores asks for an `Estimator` only.
+Other estimators fitted from decoding traces (fitted_net.py) take their place in ESTIMATORS: the stored JSON names its `method`,
+and everyone who serves or scores asks for an `Estimator` only.
 """
 
 import json
@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dspark.errors import ModelLoadError
+from dspark.scheduling.records import check_object, check_version, numbers, parse, some_list
+from dspark.scheduling.signals import NodeSignals
 
 CALIBRATION_FILE = "calibration.json"
 SEQUENTIAL_TEMPERATURE_SCALING = "sequential_temperature_scaling"
+FITTED_NET = "fitted_net"
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 1024 * 1024
 MAX_POSITIONS = 64
-MAX_NUMBER = 1e9
 DEFAULT_BOUNDS = (0.1, 10.0)
 """Beyond these a temperature no longer scales: the estimate is a step or a constant."""
 
@@ -40,7 +42,7 @@ class DraftSignals:
 
 
 class Estimator(Protocol):
-    """Turns what a drafter knows of a chain into the chance that each position survives."""
+    """Turns what a drafter knows of its candidates into the chance that they survive."""
 
     @property
     def method(self) -> str:
@@ -48,7 +50,11 @@ class Estimator(Protocol):
         ...
 
     def survival(self, confidence_logits: ArrayLike, sampling_temperature: float, signals: DraftSignals | None = None) -> Floats:
-        """[S, K] for logits [S, K]; within 0..1, and never rising along a path."""
+        """[S, K] for chains with logits [S, K]; within 0..1, and never rising along a path."""
+        ...
+
+    def conditional(self, signals: NodeSignals) -> Floats:
+        """[n] chance that a candidate is the target's token given that its parent is; 0..1. Survival is its product along the path."""
         ...
 
     def to_json(self) -> str:
@@ -94,19 +100,44 @@ class Calibration:
         scaled = np.where(np.isnan(logits), -np.inf, logits) / self.temperatures(sampling_temperature, logits.shape[-1])
         return np.cumprod(sigmoid(scaled), axis=-1).astype(np.float32)
 
+    def conditional(self, signals: NodeSignals) -> Floats:
+        """[n] sigmoid(logit / T_depth) for the best sibling, and the others share the rest; without confidence as `sigmoid_of_gaps`.
+
+        Of the rest, rank r gets sigmoid(gap) / 2^(r - 1): less than half, a quarter and so on, so that siblings never claim more
+        than 1 together. An unknown gap counts as 0.
+        """
+        logits = signals.confidence_logits.astype(np.float64)
+        best = sigmoid(logits / self._scales(signals))
+        clearness = sigmoid(np.nan_to_num(signals.gaps.astype(np.float64)))
+        others = (1.0 - best) * clearness * 0.5 ** (np.maximum(signals.ranks, 1) - 1.0)
+        chosen = np.where(np.isnan(logits), clearness, np.where(signals.ranks == 0, best, others))
+        return np.asarray(chosen, np.float32)
+
+    def _scales(self, signals: NodeSignals) -> NDArray[np.float64]:  # [n]
+        """T of each candidate's depth, at its sampling temperature."""
+        scales = np.ones(len(signals))
+        for temperature in np.unique(signals.temperatures).tolist():
+            known = np.asarray(self.nearest(temperature).temperatures)
+            here = signals.temperatures == temperature
+            scales[here] = known[np.clip(signals.depths[here], 1, len(known)) - 1]
+        return scales
+
     def to_json(self) -> str:
         """Readable, one key a line."""
+        return json.dumps(self.record(), indent=2) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """What is stored, ready for JSON."""
         fits = [
             {"sampling_temperature": f.sampling_temperature, "temperatures": list(f.temperatures), "fitted": list(f.fitted)}
             for f in self.fits
         ]
-        record = {"format_version": FORMAT_VERSION, "method": self.method, "bounds": list(self.bounds), "fits": fits}
-        return json.dumps(record, indent=2) + "\n"
+        return {"format_version": FORMAT_VERSION, "method": self.method, "bounds": list(self.bounds), "fits": fits}
 
     @classmethod
     def from_json(cls, text: str, file: str = CALIBRATION_FILE) -> "Calibration":
         """Raises ModelLoadError naming file and key."""
-        return _read_temperature_scaling(_parse(text, file), file)
+        return read_temperature_scaling(parse(text, file), file)
 
 
 def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -116,7 +147,7 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def estimator_from_json(text: str, file: str = CALIBRATION_FILE) -> Estimator:
     """The estimator that the text describes. Raises ModelLoadError naming file and key."""
-    record = _parse(text, file)
+    record = parse(text, file)
     reader = ESTIMATORS.get(record["method"]) if isinstance(record.get("method"), str) else None
     if reader is None:
         raise ModelLoadError(f"{file}: method {record.get('method')!r} is none of {sorted(ESTIMATORS)}", "method")
@@ -137,38 +168,26 @@ def load_estimator(folder: Path) -> Estimator | None:
     return estimator_from_json(text, str(path))
 
 
-def _parse(text: str, file: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ModelLoadError(f"{file}: holds {type(record).__name__}, not an object")
-    return record
-
-
-def _read_temperature_scaling(record: dict[str, Any], file: str) -> Calibration:
-    _check_keys(record, {"format_version", "method", "bounds", "fits"}, file, "")
-    if type(record["format_version"]) is not int or record["format_version"] != FORMAT_VERSION:
-        raise ModelLoadError(f"{file}: format_version {record['format_version']!r} is not {FORMAT_VERSION}", "format_version")
+def read_temperature_scaling(record: dict[str, Any], file: str) -> Calibration:
+    """A parsed record of this method. Raises ModelLoadError naming file and key."""
+    check_object(record, {"format_version", "method", "bounds", "fits"}, file)
+    check_version(record, FORMAT_VERSION, file)
     if record["method"] != SEQUENTIAL_TEMPERATURE_SCALING:
         raise ModelLoadError(f"{file}: method {record['method']!r} is not {SEQUENTIAL_TEMPERATURE_SCALING}", "method")
-    low, high = _numbers(record["bounds"], 2, 2, file, "bounds")
+    low, high = numbers(record["bounds"], 2, 2, file, "bounds")
     if not 0.0 < low <= 1.0 <= high:
         raise ModelLoadError(f"{file}: bounds {[low, high]} must be positive and hold 1 between them", "bounds")
-    fits = tuple(_read_fit(fit, (low, high), file, f"fits[{i}]") for i, fit in enumerate(_list(record["fits"], file, "fits")))
+    fits = tuple(_read_fit(fit, (low, high), file, f"fits[{i}]") for i, fit in enumerate(some_list(record["fits"], file, "fits")))
     if len({fit.sampling_temperature for fit in fits}) != len(fits):
         raise ModelLoadError(f"{file}: fits holds a sampling_temperature twice", "fits")
     return Calibration(fits, (low, high))
 
 
 def _read_fit(record: Any, bounds: tuple[float, float], file: str, key: str) -> TemperatureFit:
-    if not isinstance(record, dict):
-        raise ModelLoadError(f"{file}: {key} is {type(record).__name__}, not an object", key)
-    _check_keys(record, {"sampling_temperature", "temperatures", "fitted"}, file, f"{key}.")
-    [sampling_temperature] = _numbers([record["sampling_temperature"]], 1, 1, file, f"{key}.sampling_temperature")
-    temperatures = _numbers(record["temperatures"], 1, MAX_POSITIONS, file, f"{key}.temperatures")
-    fitted = _list(record["fitted"], file, f"{key}.fitted")
+    check_object(record, {"sampling_temperature", "temperatures", "fitted"}, file, key)
+    [sampling_temperature] = numbers([record["sampling_temperature"]], 1, 1, file, f"{key}.sampling_temperature")
+    temperatures = numbers(record["temperatures"], 1, MAX_POSITIONS, file, f"{key}.temperatures")
+    fitted = some_list(record["fitted"], file, f"{key}.fitted")
     if sampling_temperature < 0:
         raise ModelLoadError(f"{file}: {key}.sampling_temperature is below 0", f"{key}.sampling_temperature")
     if not all(bounds[0] <= t <= bounds[1] for t in temperatures):
@@ -178,26 +197,14 @@ def _read_fit(record: Any, bounds: tuple[float, float], file: str, key: str) -> 
     return TemperatureFit(sampling_temperature, temperatures, tuple(fitted))
 
 
-def _check_keys(record: dict[str, Any], expected: set[str], file: str, prefix: str) -> None:
-    for key in sorted(expected ^ set(record)):
-        raise ModelLoadError(f"{file}: {prefix}{key} is {'missing' if key in expected else 'unknown'}", f"{prefix}{key}")
+def _read_fitted_net(record: dict[str, Any], file: str) -> Estimator:
+    from dspark.scheduling.fitted_net import read_fitted_net  # it knows Calibration, which it falls back on
+
+    return read_fitted_net(record, file)
 
 
-def _list(value: Any, file: str, key: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise ModelLoadError(f"{file}: {key} is not a list with anything in it", key)
-    return value
-
-
-def _numbers(value: Any, least: int, most: int, file: str, key: str) -> tuple[float, ...]:
-    """Finite numbers; true and false are none."""
-    items = _list(value, file, key)
-    if not least <= len(items) <= most:
-        raise ModelLoadError(f"{file}: {key} holds {len(items)} numbers, not {least} to {most}", key)
-    if not all(type(item) in (int, float) and -MAX_NUMBER <= item <= MAX_NUMBER for item in items):
-        raise ModelLoadError(f"{file}: {key} holds something that is not a number of a sane size", key)
-    return tuple(float(item) for item in items)
-
-
-ESTIMATORS: dict[str, Callable[[dict[str, Any], str], Estimator]] = {SEQUENTIAL_TEMPERATURE_SCALING: _read_temperature_scaling}
+ESTIMATORS: dict[str, Callable[[dict[str, Any], str], Estimator]] = {
+    SEQUENTIAL_TEMPERATURE_SCALING: read_temperature_scaling,
+    FITTED_NET: _read_fitted_net,
+}
 """Stored `method` -> reader of the parsed record; the text names the file in errors."""

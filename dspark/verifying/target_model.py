@@ -14,8 +14,10 @@ from dspark.runtime.attention import ATTENTION_NAME, register
 from dspark.runtime.loading import load_causal_lm, load_tokenizer, model_card, resolve_folder
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import load_projection
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard
 from dspark.verifying.feature_store import Projection
+from dspark.verifying.profile import load_or_measure
 from dspark.verifying.verifier import BatchVerifier
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,13 @@ class LoadedTarget:
         """
         projections = (*self._projections, *_load_projections(drafters, self.packed_model.device))
         return _put_together(self.config, self.card, self._weights, projections)
+
+    def profile(self) -> ThroughputCurve | None:
+        """What a step costs here and now (profile.py); None where the configuration says not to ask. Blocks for a few seconds.
+
+        Before the first session only. Raises ModelLoadError if the file that `profile.path` names is no curve.
+        """
+        return load_or_measure(self.packed_model, self.config, self.card)
 
 
 def load_target(config: TargetConfig, drafters: Sequence[DrafterConfig] = ()) -> LoadedTarget:

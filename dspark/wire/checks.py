@@ -15,6 +15,8 @@ MAX_INT32 = 2**31 - 1
 MAX_TREE_NODES = 256
 """The most that config.DrafterConfig allows."""
 MAX_TREE_DEPTH = 64
+MAX_TREE_WIDTH = 16
+"""Children of one node."""
 MAX_ENTRIES = 4096
 """Requests or results in one message: the limit on bytes alone would allow a million tiny ones, and a long stall."""
 MAX_TEXT_CHARS = 512

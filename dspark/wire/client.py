@@ -24,8 +24,9 @@ from dspark.errors import (
     TargetUnavailable,
 )
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
-from dspark.wire import codec
+from dspark.wire import codec, handshake
 from dspark.wire.checks import Bounds
 from dspark.wire.features import FeatureJoiner, draft_batches
 from dspark.wire.pb.drafting_pb2 import DESCRIPTOR as DRAFTING
@@ -58,6 +59,8 @@ class RemoteReplica(ABC):
         """Use `connect`."""
         self.card: ModelCard
         self.replica_id: ReplicaId
+        self.curve: ThroughputCurve | None = None
+        """Of a target that was profiled."""
         self._loss: ReplicaUnavailable | None = None
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         connect: grpc.aio.StreamStreamMultiCallable[Any, Any] = self._channel.stream_stream(
@@ -85,7 +88,7 @@ class RemoteReplica(ABC):
         not fit, and TargetUnavailable or DraftUnavailable if there is no answer in time.
         """
         hello = Hello(
-            protocol=codec.PROTOCOL_VERSION,
+            protocol=handshake.PROTOCOL_VERSION,
             router_id=router_id,
             model_fingerprint=model_fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint,
@@ -152,8 +155,9 @@ class RemoteReplica(ABC):
 
     def _take(self, welcome: Welcome, hello: Hello) -> None:
         """The replica compares too; but a router that trusts a wrong card would give wrong answers."""
-        self.card, self.replica_id = codec.welcome_from_pb(welcome)
-        codec.check_match(hello, welcome)
+        self.card, self.replica_id = handshake.welcome_from_pb(welcome)
+        self.curve = handshake.curve_of_welcome(welcome)
+        handshake.check_match(hello, welcome)
         self.bounds = Bounds.of(self.card)
 
     async def _supervise(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dspark import errors
-from dspark.errors import DSparkError, FingerprintMismatch, InvalidMessage, ProtocolError
+from dspark.errors import DSparkError, InvalidMessage, ProtocolError
 from dspark.messages import (
     NO_FEATURES,
     DraftReport,
@@ -20,25 +20,23 @@ from dspark.messages import (
     VerifyResult,
 )
 from dspark.tree import CandidateTree
-from dspark.types import ModelCard, ReplicaId, SessionId
+from dspark.types import SessionId
 from dspark.wire import features, tensors
 from dspark.wire.checks import (
     MAX_ENTRIES,
     MAX_INT32,
     MAX_TEXT_CHARS,
     MAX_TREE_DEPTH,
+    MAX_TREE_WIDTH,
     Bounds,
     is_session_id,
     milliseconds,
-    name_from_pb,
     session_id_from_pb,
     token_ids_from_pb,
     within,
 )
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.sampling import sampling_from_pb, sampling_to_pb
-
-PROTOCOL_VERSION = "dspark.v1"
 
 _EntryPb = TypeVar(
     "_EntryPb", verification_pb2.VerifyRequest, verification_pb2.VerifyResult, drafting_pb2.DraftRequest, drafting_pb2.DraftResult
@@ -208,6 +206,7 @@ def draft_batch_to_pb(batch_id: int, requests: Iterable[DraftRequest]) -> drafti
             new_token_ids=tensors.ints_to_pb(request.new_token_ids),
             max_depth=request.max_depth,
             max_nodes=request.max_nodes,
+            max_width=request.max_width,
             features=None if request.features is None else features.features_to_pb(request.features),
         )
     return batch
@@ -225,13 +224,15 @@ def draft_request_from_pb(message: drafting_pb2.DraftRequest, bounds: Bounds) ->
     within("base_length", message.base_length, 1, bounds.max_length)
     within("max_depth", message.max_depth, 0, MAX_TREE_DEPTH)
     within("max_nodes", message.max_nodes, 0, bounds.max_nodes)
+    max_width = message.max_width if message.HasField("max_width") else 1
+    within("max_width", max_width, 1, MAX_TREE_WIDTH)
     new_token_ids = token_ids_from_pb(message.new_token_ids, bounds, "new_token_ids")
     if len(new_token_ids) > message.base_length:
         raise InvalidMessage("new_token_ids must not be longer than base_length", "new_token_ids")
     context = None
     if message.HasField("features"):
         context = features.draft_features_from_pb(message.features, message.base_length, bounds)
-    return DraftRequest(session_id, message.base_length, new_token_ids, message.max_depth, message.max_nodes, context)
+    return DraftRequest(session_id, message.base_length, new_token_ids, message.max_depth, message.max_nodes, context, max_width)
 
 
 def draft_report_to_pb(batch_id: int, report: DraftReport) -> drafting_pb2.DraftReport:
@@ -256,57 +257,6 @@ def draft_result_from_pb(message: drafting_pb2.DraftResult, bounds: Bounds) -> D
     session_id = session_id_from_pb(message.session_id)
     within("base_length", message.base_length, 1, bounds.max_length)
     return DraftResult(session_id, message.base_length, _tree(message.tree, bounds))
-
-
-# The handshake
-
-
-def welcome_to_pb(card: ModelCard, replica_id: ReplicaId) -> session_pb2.Welcome:
-    """What a replica says of itself."""
-    return session_pb2.Welcome(
-        protocol=PROTOCOL_VERSION,
-        replica_id=replica_id,
-        model_name=card.name,
-        vocab_size=card.vocab_size,
-        max_length=card.max_length,
-        eos_token_ids=card.eos_token_ids,
-        model_fingerprint=card.model_fingerprint,
-        tokenizer_fingerprint=card.tokenizer_fingerprint,
-        tap_layers=card.tap_layers,
-    )
-
-
-def welcome_from_pb(message: session_pb2.Welcome) -> tuple[ModelCard, ReplicaId]:
-    """Raises InvalidMessage, naming the field. The protocol is for the caller to compare."""
-    for field in ("replica_id", "model_name"):
-        name_from_pb(field, getattr(message, field))
-    for field in ("model_fingerprint", "tokenizer_fingerprint"):
-        name_from_pb(field, getattr(message, field), min_chars=0)
-    within("vocab_size", message.vocab_size, 1, MAX_INT32)
-    within("max_length", message.max_length, 1, MAX_INT32)
-    for token_id in message.eos_token_ids:
-        within("eos_token_ids", token_id, 0, message.vocab_size - 1)
-    card = ModelCard(
-        message.model_name,
-        message.vocab_size,
-        message.max_length,
-        tuple(message.eos_token_ids),
-        message.model_fingerprint,
-        message.tokenizer_fingerprint,
-        features.tap_layers_from_pb(message.tap_layers, "tap_layers"),
-    )
-    return card, ReplicaId(message.replica_id)
-
-
-def check_match(hello: session_pb2.Hello, welcome: session_pb2.Welcome) -> None:
-    """Raises FingerprintMismatch with both values; what the router left empty it does not know yet, and takes as it is."""
-    for name, expected, actual in (
-        ("protocol", hello.protocol, welcome.protocol),
-        ("model", hello.model_fingerprint or welcome.model_fingerprint, welcome.model_fingerprint),
-        ("tokenizer", hello.tokenizer_fingerprint or welcome.tokenizer_fingerprint, welcome.tokenizer_fingerprint),
-    ):
-        if expected != actual:
-            raise FingerprintMismatch(f"{name}: the router expects {expected[:128]!r}, the replica has {actual[:128]!r}")
 
 
 # Parts

@@ -21,8 +21,9 @@ from dspark.errors import (
     status_codes,
 )
 from dspark.messages import DraftRequest, SessionFailure, SessionOpen, VerifyRequest
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
-from dspark.wire import codec
+from dspark.wire import codec, handshake
 from dspark.wire.checks import MAX_TREE_NODES, Bounds, is_session_id, name_from_pb, session_id_from_pb
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.streams import Duplex, parse
@@ -143,10 +144,11 @@ class StreamService(ABC, Generic[_Backend]):
         *,
         silence_timeout_s: float,
         on_session_end: Callable[[SessionId], None] = lambda _: None,
+        curve: ThroughputCurve | None = None,
         max_nodes: int = MAX_TREE_NODES,
         max_sessions: int = 4096,
     ) -> None:
-        """`silence_timeout_s` must be that of the routers: both ends derive their heartbeats from it.
+        """`silence_timeout_s` must be that of the routers: both ends derive their heartbeats from it. `curve` is a target's.
 
         `on_session_end` is called once for each session that is over here: closed by its router, refused by the replica, or its
         stream ended. Not for one that its router took to a new stream.
@@ -154,7 +156,7 @@ class StreamService(ABC, Generic[_Backend]):
         self.backend = backend
         self.bounds = Bounds.of(card, max_nodes)
         self.silence_timeout_s = silence_timeout_s
-        self._welcome = codec.welcome_to_pb(card, replica_id)
+        self._welcome = handshake.welcome_to_pb(card, replica_id, curve)
         self._on_session_end = on_session_end
         self._max_sessions = max_sessions
         self._owners: dict[SessionId, RouterStream] = {}
@@ -235,7 +237,7 @@ class StreamService(ABC, Generic[_Backend]):
         request = parse(self.request_type, data)
         if not request.HasField("hello"):
             raise InvalidMessage("the first message must be a hello")
-        codec.check_match(request.hello, self._welcome)
+        handshake.check_match(request.hello, self._welcome)
         router_id = RouterId(name_from_pb("router_id", request.hello.router_id))
         await context.write(self.response_type(welcome=self._welcome))
         return router_id

@@ -1,13 +1,12 @@
 """Decoding traces: columns that belong together, shards that are whole, and verdicts that count only where there was one."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dspark.deepspec.traces import FORMAT, DecodingTrace, TraceRecorder, append_shard, read_traces, write_atomically
+from dspark.deepspec.traces import FORMAT, DecodingTrace, TraceRecorder, append_shard, read_traces
 from dspark.errors import ConfigError
 
 
@@ -87,20 +86,6 @@ def test_renumbering_keeps_the_sessions_of_two_traces_apart() -> None:
     both = DecodingTrace.concatenate([small_trace(), small_trace()], renumber=True)
     assert len(set(both.session.tolist())) == 4
     assert both.session[0] == both.session[1] != both.session[3] == both.session[4]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def spoil(path: Path, **changes: np.ndarray | None) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.messages import DraftReport, StepReport
 from dspark.routing.observer import SilentObserver
+from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
 GREEDY = SamplingParams(temperature=0.0)
 NOISY = SamplingParams(temperature=1.0, top_p=0.95, seed=21)
 DRAFTER = DrafterConfig(max_depth=4, max_nodes=8)
+LIMITS_OF_DRAFTER = DraftLimits(4, 1, 8)
 LIMITS: dict[str, Any] = {"draft_timeout_s": 0.05, "draft_retry_s": 0.02, "verify_timeout_s": 5.0}
 
 

@@ -12,7 +12,7 @@ from dspark.routing.drafts import DraftLanes, LeasedDrafts, NoDrafts
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
-from tests.routing.parts import DRAFTER, GREEDY, CountingObserver, limits_with, session_named
+from tests.routing.parts import DRAFTER, GREEDY, LIMITS_OF_DRAFTER, CountingObserver, limits_with, session_named
 
 LAW = ToyLaw()
 
@@ -33,7 +33,7 @@ class Desk:
         )
 
     async def propose(self) -> CandidateTree:
-        return await asyncio.wait_for(self.drafts.propose(), 1)
+        return await asyncio.wait_for(self.drafts.propose(LIMITS_OF_DRAFTER), 1)
 
     async def ready(self) -> None:
         """Until the background work, lease and prefill, is done."""
@@ -282,7 +282,7 @@ async def test_closing_before_there_is_a_lease_leaves_nothing_running() -> None:
 
 async def test_no_drafts_are_empty_trees() -> None:
     drafts = NoDrafts()
-    assert len(await drafts.propose()) == 0
+    assert len(await drafts.propose(LIMITS_OF_DRAFTER)) == 0
     await drafts.close()
 
 

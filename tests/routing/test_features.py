@@ -15,7 +15,7 @@ from dspark.routing.loop import SpeculativeLoop
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
-from tests.routing.parts import DRAFTER, GREEDY, NOISY, CountingObserver, limits_with, session_named
+from tests.routing.parts import DRAFTER, GREEDY, LIMITS_OF_DRAFTER, NOISY, CountingObserver, limits_with, session_named
 
 LAW = ToyLaw()
 SPEC = FeatureSpec("fake-drafter", (0,))
@@ -48,7 +48,7 @@ class Desk:
         return (*self.session.prompt_ids, *self.session.output_ids)
 
     async def propose(self) -> CandidateTree:
-        return await asyncio.wait_for(self.drafts.propose(), 2)
+        return await asyncio.wait_for(self.drafts.propose(LIMITS_OF_DRAFTER), 2)
 
     async def round(self) -> int:
         """Propose, verify, learn, commit; returns how many candidates there were."""

@@ -9,7 +9,7 @@ import pytest
 from dspark.errors import DraftUnavailable, InvalidMessage, ProtocolError, StaleRound, TargetUnavailable, UnknownSession
 from dspark.fakes import FakeDrafter, ToyLaw, ToyTarget
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest
-from dspark.routing.lanes import DraftLane, Verdict, VerifyLane, error_of
+from dspark.routing.lanes import Drafted, DraftLane, Verdict, VerifyLane, error_of
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
@@ -28,7 +28,7 @@ def opened(target: ToyTarget, *names: str) -> list[Session]:
 
 
 async def verify(lane: VerifyLane, session: Session, tree: CandidateTree | None = None) -> Verdict:
-    return await asyncio.wait_for(lane.verify(session, CandidateTree.empty() if tree is None else tree), 10)
+    return await asyncio.wait_for(lane.verify(session, Drafted(CandidateTree.empty() if tree is None else tree)), 10)
 
 
 async def test_sessions_that_are_ready_together_go_in_one_submit() -> None:
@@ -62,7 +62,7 @@ async def test_a_session_that_is_ready_at_once_joins_those_who_wait() -> None:
 
     async def two_rounds(session: Session) -> None:
         for _ in range(2):
-            session.commit((await lane.verify(session, CandidateTree.empty())).result)
+            session.commit((await lane.verify(session, Drafted(CandidateTree.empty()))).result)
 
     running = asyncio.create_task(two_rounds(first))
     await asyncio.sleep(0.01)
@@ -182,7 +182,7 @@ async def test_a_finished_round_does_not_fire_before_its_neighbours_are_back() -
 
     async def rounds(session: Session) -> None:
         for _ in range(5):
-            session.commit((await lane.verify(session, CandidateTree.empty())).result)
+            session.commit((await lane.verify(session, Drafted(CandidateTree.empty()))).result)
 
     tasks = [asyncio.create_task(rounds(session)) for session in sessions[:3]]
     await asyncio.sleep(0.005)

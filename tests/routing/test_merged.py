@@ -7,6 +7,7 @@ from dspark.fakes import FakeDrafter, FakePool, ToyLaw, ToyTarget
 from dspark.messages import FeatureSpec, VerifyResult
 from dspark.routing.loop import SpeculativeLoop
 from dspark.routing.merged import MergedDrafts
+from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
 from tests.routing.parts import DRAFTER, GREEDY, CountingObserver, limits_with, session_named
@@ -27,7 +28,7 @@ class OneTree:
     def learn(self, result: VerifyResult) -> None:
         self.learnt.append(result)
 
-    async def propose(self) -> CandidateTree:
+    async def propose(self, limits: DraftLimits) -> CandidateTree:
         return self.tree
 
     async def close(self) -> None:
@@ -41,22 +42,22 @@ OTHER = CandidateTree.chain([5, 8], [0.4, 0.3])
 
 
 async def test_both_trees_become_one_and_the_likeliest_candidates_are_kept() -> None:
-    tree = await MergedDrafts(OneTree(CHAIN), OneTree(OTHER), 3).propose()
+    tree = await MergedDrafts(OneTree(CHAIN), OneTree(OTHER)).propose(DraftLimits(3, 2, 3))
     paths = {tuple(tree.token_ids[tree.path(node)].tolist()): float(tree.scores[node]) for node in range(len(tree))}
     assert paths == pytest.approx({(5,): 0.9, (5, 6): 0.5, (5, 8): 0.3})
 
 
 async def test_where_one_has_nothing_the_other_is_enough() -> None:
     for sources in ((CHAIN, CandidateTree.empty()), (CandidateTree.empty(), CHAIN)):
-        tree = await MergedDrafts(*(OneTree(source) for source in sources), 8).propose()
+        tree = await MergedDrafts(*(OneTree(source) for source in sources)).propose(DraftLimits(3, 2, 8))
         assert tree.token_ids.tolist() == [5, 6, 7]
-    nothing = await MergedDrafts(OneTree(CandidateTree.empty()), OneTree(CandidateTree.empty()), 8).propose()
+    nothing = await MergedDrafts(OneTree(CandidateTree.empty()), OneTree(CandidateTree.empty())).propose(DraftLimits(3, 2, 8))
     assert len(nothing) == 0
 
 
 async def test_both_learn_and_both_are_closed_whatever_happens_to_the_first() -> None:
     main, also = OneTree(CHAIN, RuntimeError("broken")), OneTree(OTHER)
-    drafts = MergedDrafts(main, also, 8)
+    drafts = MergedDrafts(main, also)
     result = VerifyResult(SessionId("s"), 0, 3, (), (1,))
     drafts.learn(result)
     assert main.learnt == also.learnt == [result]

@@ -16,6 +16,7 @@ from dspark.scheduling.calibration import (
     estimator_from_json,
     load_estimator,
 )
+from dspark.scheduling.signals import NodeSignals, sigmoid_of_gaps
 
 FITTED = Calibration((TemperatureFit(0.0, (2.0, 0.5), (True, True)), TemperatureFit(1.0, (4.0,), (True,))), (0.1, 10.0))
 
@@ -58,6 +59,48 @@ def test_survival_never_rises_and_stays_a_probability_for_any_logits() -> None:
 def test_no_sessions_and_no_positions_are_legal() -> None:
     assert FITTED.survival(np.empty((0, 3)), 1.0).shape == (0, 3)
     assert FITTED.survival(np.empty((2, 0)), 1.0).shape == (2, 0)
+
+
+def signals(**columns: Any) -> NodeSignals:
+    """One value for all candidates, or one for each."""
+    given = {"depths": 1, "ranks": 0, "gaps": 0.0, "log_draft_probs": -1.0, "confidence_logits": np.nan, "temperatures": 0.0} | columns
+    whole = ("depths", "ranks")
+    arrays = {name: np.asarray(value, np.int32 if name in whole else np.float32) for name, value in given.items()}
+    return NodeSignals(*np.broadcast_arrays(*(np.atleast_1d(array) for array in arrays.values())))
+
+
+def test_the_best_siblings_chance_is_the_confidence_at_its_depths_temperature() -> None:
+    chances = FITTED.conditional(signals(depths=[1, 2, 3, 1], confidence_logits=[1.0, 1.0, 1.0, -2.0], temperatures=[0.0, 0.0, 0.0, 0.9]))
+    assert chances.dtype == np.float32
+    assert chances == pytest.approx([sigmoid(1.0 / 2), sigmoid(1.0 / 0.5), sigmoid(1.0 / 0.5), sigmoid(-2.0 / 4)], rel=1e-6)
+
+
+def test_the_product_of_chances_along_a_chain_is_its_survival() -> None:
+    logits = np.array([1.5, -0.3, 0.2], np.float32)
+    chances = FITTED.conditional(signals(depths=[1, 2, 3], confidence_logits=logits))
+    assert np.cumprod(chances) == pytest.approx(FITTED.survival(logits[None], 0.0)[0], rel=1e-5)
+
+
+def test_further_siblings_share_what_the_best_one_leaves_by_their_gaps() -> None:
+    chances = FITTED.conditional(signals(ranks=[0, 1, 2], gaps=[0.5, -0.5, -1.0], confidence_logits=1.0))
+    rest = 1 - sigmoid(0.5)
+    assert chances == pytest.approx([sigmoid(0.5), rest * sigmoid(-0.5), rest * sigmoid(-1.0) / 2], rel=1e-6)
+
+
+def test_siblings_never_claim_more_than_one_together() -> None:
+    """Even where all of them are as good as the best one."""
+    for logit in (-8.0, 0.0, 8.0):
+        assert FITTED.conditional(signals(ranks=np.arange(12), gaps=0.0, confidence_logits=logit)).sum() <= 1 + 1e-6
+
+
+def test_without_confidence_the_gap_to_the_siblings_decides() -> None:
+    known = signals(ranks=[0, 1, 2], gaps=[2.0, -2.0, -np.inf])
+    assert np.allclose(FITTED.conditional(known), sigmoid_of_gaps(known))
+    assert FITTED.conditional(signals(gaps=np.nan)).tolist() == [0.5]
+
+
+def test_no_candidates_have_no_chances() -> None:
+    assert FITTED.conditional(signals(gaps=np.empty(0))).shape == (0,)
 
 
 def test_a_calibration_is_read_back_as_it_was_written() -> None:

@@ -23,7 +23,7 @@ from dspark.messages import (
 )
 from dspark.tree import ANCHOR, CandidateTree
 from dspark.types import ModelCard, ReplicaId, RouterId, SamplingParams, SessionId
-from dspark.wire.codec import PROTOCOL_VERSION
+from dspark.wire.handshake import PROTOCOL_VERSION
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.server import DraftingService, Service, VerificationService, start_server
 

@@ -18,7 +18,7 @@ import pytest
 from dspark.errors import DraftUnavailable, FingerprintMismatch, InvalidMessage, TargetUnavailable
 from dspark.messages import DraftRequest, StepReport, VerifyRequest
 from dspark.types import ReplicaId, RouterId, SessionId
-from dspark.wire import codec, tensors
+from dspark.wire import codec, handshake, tensors
 from dspark.wire.client import RemoteDrafter, RemoteReplica, RemoteVerifier
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.server import start_server
@@ -131,7 +131,7 @@ class LyingService:
         pb: Any = drafting_pb2 if service == "Drafting" else verification_pb2
         self._request, self._response = getattr(pb, f"{service}Request"), getattr(pb, f"{service}Response")
         self._answer = answer
-        self._welcome = welcome or codec.welcome_to_pb(CARD, REPLICA)
+        self._welcome = welcome or handshake.welcome_to_pb(CARD, REPLICA)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         method: Any = grpc.stream_stream_rpc_method_handler(self._serve)
@@ -148,8 +148,8 @@ class LyingService:
 
 async def test_a_welcome_of_another_model_is_refused_by_the_router_too() -> None:
     for welcome, error in (
-        (codec.welcome_to_pb(CARD, REPLICA), FingerprintMismatch),
-        (session_pb2.Welcome(protocol=codec.PROTOCOL_VERSION), InvalidMessage),
+        (handshake.welcome_to_pb(CARD, REPLICA), FingerprintMismatch),
+        (session_pb2.Welcome(protocol=handshake.PROTOCOL_VERSION), InvalidMessage),
     ):
         async with serving(LyingService("Verification", lambda _: [], welcome)) as address:
             with pytest.raises(error):

@@ -24,7 +24,7 @@ from dspark.messages import (
 )
 from dspark.tree import CandidateTree
 from dspark.types import ModelCard, ReplicaId, SamplingParams, SessionId
-from dspark.wire import codec, features, tensors
+from dspark.wire import codec, features, handshake, tensors
 from dspark.wire.checks import Bounds
 from dspark.wire.client import RemoteDrafter, RemoteVerifier
 from dspark.wire.features import MAX_TAPS, MAX_WIDTH, MESSAGE_BYTES, FeatureJoiner
@@ -85,11 +85,11 @@ def test_a_forged_spec_is_refused_with_the_fields_name(field: str, spec: session
 @pytest.mark.parametrize("layers", [(), (-1, 3, 9)])
 def test_a_welcome_carries_the_layers_that_a_drafter_reads(layers: tuple[int, ...]) -> None:
     card = ModelCard("d", 100, 64, (0,), "m", "t", layers)
-    assert codec.welcome_from_pb(codec.welcome_to_pb(card, ReplicaId("r"))) == (card, "r")
-    message = codec.welcome_to_pb(card, ReplicaId("r"))
+    assert handshake.welcome_from_pb(handshake.welcome_to_pb(card, ReplicaId("r"))) == (card, "r")
+    message = handshake.welcome_to_pb(card, ReplicaId("r"))
     message.tap_layers.extend([5, 5])
     with pytest.raises(InvalidMessage, match="tap_layers"):
-        codec.welcome_from_pb(message)
+        handshake.welcome_from_pb(message)
 
 
 @pytest.mark.parametrize("features_from", [NO_FEATURES, 0, 4, 9])

@@ -14,7 +14,7 @@ import pytest
 from dspark.errors import DraftUnavailable, OutOfBlocks, ReplicaUnavailable, TargetUnavailable
 from dspark.messages import DraftRequest, StepReport, VerifyRequest
 from dspark.types import ReplicaId, RouterId, SessionId
-from dspark.wire import codec, tensors
+from dspark.wire import codec, handshake, tensors
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.server import MAX_BATCHES_IN_FLIGHT, VerificationService, start_server
 from dspark.wire.streams import MAX_MESSAGE_BYTES
@@ -61,7 +61,7 @@ async def expect_round(router: RawRouter, session_id: str) -> None:
 
 async def test_a_router_is_welcomed_with_the_card() -> None:
     async with serving(target_service(ToyHost())) as address, raw_router(address, "Verification") as router:
-        card, replica_id = codec.welcome_from_pb(await router.greet(model_fingerprint="m1", tokenizer_fingerprint="t1"))
+        card, replica_id = handshake.welcome_from_pb(await router.greet(model_fingerprint="m1", tokenizer_fingerprint="t1"))
         assert (card, replica_id) == (CARD, "app#Target#1")
 
 

@@ -26,7 +26,7 @@ from dspark.wire.pb import session_pb2 as dspark_dot_v1_dot_session__pb2
 from dspark.wire.pb import tensor_pb2 as dspark_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64spark/v1/drafting.proto\x12\tdspark.v1\x1a\x17\x64spark/v1/session.proto\x1a\x16\x64spark/v1/tensor.proto\"\xe1\x01\n\x0f\x44raftingRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.dspark.v1.HelloH\x00\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x16.dspark.v1.SessionOpenH\x00\x12&\n\x05\x64raft\x18\x03 \x01(\x0b\x32\x15.dspark.v1.DraftBatchH\x00\x12(\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x17.dspark.v1.SessionCloseH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x96\x01\n\x10\x44raftingResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.dspark.v1.WelcomeH\x00\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x16.dspark.v1.DraftReportH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"I\n\nDraftBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12)\n\x08requests\x18\x02 \x03(\x0b\x32\x17.dspark.v1.DraftRequest\"\xb8\x01\n\x0c\x44raftRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\x05\x12(\n\rnew_token_ids\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\x11\n\tmax_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_nodes\x18\x05 \x01(\x05\x12)\n\x08\x66\x65\x61tures\x18\x07 \x01(\x0b\x32\x17.dspark.v1.FeatureChunkJ\x04\x08\x06\x10\x07\"\x87\x01\n\x0b\x44raftReport\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12\'\n\x07results\x18\x02 \x03(\x0b\x32\x16.dspark.v1.DraftResult\x12+\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x19.dspark.v1.SessionFailure\x12\x10\n\x08\x64raft_ms\x18\x04 \x01(\x01\"U\n\x0b\x44raftResult\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\x05\x12\x1d\n\x04tree\x18\x03 \x01(\x0b\x32\x0f.dspark.v1.Tree2R\n\x08\x44rafting\x12\x46\n\x07\x43onnect\x12\x1a.dspark.v1.DraftingRequest\x1a\x1b.dspark.v1.DraftingResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64spark/v1/drafting.proto\x12\tdspark.v1\x1a\x17\x64spark/v1/session.proto\x1a\x16\x64spark/v1/tensor.proto\"\xe1\x01\n\x0f\x44raftingRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.dspark.v1.HelloH\x00\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x16.dspark.v1.SessionOpenH\x00\x12&\n\x05\x64raft\x18\x03 \x01(\x0b\x32\x15.dspark.v1.DraftBatchH\x00\x12(\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x17.dspark.v1.SessionCloseH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x96\x01\n\x10\x44raftingResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.dspark.v1.WelcomeH\x00\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x16.dspark.v1.DraftReportH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.dspark.v1.HeartbeatH\x00\x42\x06\n\x04kind\"I\n\nDraftBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12)\n\x08requests\x18\x02 \x03(\x0b\x32\x17.dspark.v1.DraftRequest\"\xde\x01\n\x0c\x44raftRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\x05\x12(\n\rnew_token_ids\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\x11\n\tmax_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_nodes\x18\x05 \x01(\x05\x12)\n\x08\x66\x65\x61tures\x18\x07 \x01(\x0b\x32\x17.dspark.v1.FeatureChunk\x12\x16\n\tmax_width\x18\x08 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_widthJ\x04\x08\x06\x10\x07\"\x87\x01\n\x0b\x44raftReport\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12\'\n\x07results\x18\x02 \x03(\x0b\x32\x16.dspark.v1.DraftResult\x12+\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x19.dspark.v1.SessionFailure\x12\x10\n\x08\x64raft_ms\x18\x04 \x01(\x01\"U\n\x0b\x44raftResult\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\x05\x12\x1d\n\x04tree\x18\x03 \x01(\x0b\x32\x0f.dspark.v1.Tree2R\n\x08\x44rafting\x12\x46\n\x07\x43onnect\x12\x1a.dspark.v1.DraftingRequest\x1a\x1b.dspark.v1.DraftingResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTBATCH']._serialized_start=469
   _globals['_DRAFTBATCH']._serialized_end=542
   _globals['_DRAFTREQUEST']._serialized_start=545
-  _globals['_DRAFTREQUEST']._serialized_end=729
-  _globals['_DRAFTREPORT']._serialized_start=732
-  _globals['_DRAFTREPORT']._serialized_end=867
-  _globals['_DRAFTRESULT']._serialized_start=869
-  _globals['_DRAFTRESULT']._serialized_end=954
-  _globals['_DRAFTING']._serialized_start=956
-  _globals['_DRAFTING']._serialized_end=1038
+  _globals['_DRAFTREQUEST']._serialized_end=767
+  _globals['_DRAFTREPORT']._serialized_start=770
+  _globals['_DRAFTREPORT']._serialized_end=905
+  _globals['_DRAFTRESULT']._serialized_start=907
+  _globals['_DRAFTRESULT']._serialized_end=992
+  _globals['_DRAFTING']._serialized_start=994
+  _globals['_DRAFTING']._serialized_end=1076
 # @@protoc_insertion_point(module_scope)

@@ -41,20 +41,22 @@ class DraftBatch(_message.Message):
     def __init__(self, batch_id: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[DraftRequest, _Mapping]]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("session_id", "base_length", "new_token_ids", "max_depth", "max_nodes", "features")
+    __slots__ = ("session_id", "base_length", "new_token_ids", "max_depth", "max_nodes", "features", "max_width")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NEW_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_WIDTH_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     base_length: int
     new_token_ids: _tensor_pb2.Tensor
     max_depth: int
     max_nodes: int
     features: _session_pb2.FeatureChunk
-    def __init__(self, session_id: _Optional[str] = ..., base_length: _Optional[int] = ..., new_token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., max_depth: _Optional[int] = ..., max_nodes: _Optional[int] = ..., features: _Optional[_Union[_session_pb2.FeatureChunk, _Mapping]] = ...) -> None: ...
+    max_width: int
+    def __init__(self, session_id: _Optional[str] = ..., base_length: _Optional[int] = ..., new_token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., max_depth: _Optional[int] = ..., max_nodes: _Optional[int] = ..., features: _Optional[_Union[_session_pb2.FeatureChunk, _Mapping]] = ..., max_width: _Optional[int] = ...) -> None: ...
 
 class DraftReport(_message.Message):
     __slots__ = ("batch_id", "results", "failures", "draft_ms")

@@ -20,7 +20,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[str] = ..., router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint", "tap_layers")
+    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint", "tap_layers", "curve")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Welcome(_message.Message):
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TAP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
     protocol: str
     replica_id: str
     model_name: str
@@ -39,7 +40,18 @@ class Welcome(_message.Message):
     model_fingerprint: str
     tokenizer_fingerprint: str
     tap_layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    curve: ThroughputCurve
+    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ..., curve: _Optional[_Union[ThroughputCurve, _Mapping]] = ...) -> None: ...
+
+class ThroughputCurve(_message.Message):
+    __slots__ = ("rows", "context_tokens", "step_ms")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    rows: _tensor_pb2.Tensor
+    context_tokens: _tensor_pb2.Tensor
+    step_ms: _tensor_pb2.Tensor
+    def __init__(self, rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., context_tokens: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., step_ms: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

@@ -1,0 +1,118 @@
+"""How long a plan takes, against the number of sessions: the planner runs each time a lane fires, while the target stands idle.
+
+Every time is the best of many runs: what the planner costs, not what else the machine was doing.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark.scheduling.costs import RoundCosts
+from dspark.scheduling.forest import Forest, SessionNeed
+from dspark.scheduling.planner import plan
+from dspark.tree import ANCHOR, CandidateTree
+from dspark.types import SessionId
+
+SESSIONS = (1, 4, 16, 64, 256)
+NUM_NODES = 16
+REPEATS = 300
+SEED = 0
+EASY_SHARE, HARD_SHARE = 0.5, 1.15
+"""Promised speed as a share of what one session gets in a round without promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerTimes:
+    """Best times in ms at one number of sessions."""
+
+    num_sessions: int
+    num_kept: int
+    add_ms: float
+    """Filling the forest, session by session; done as sessions become ready, while the target is busy."""
+    plan_ms: float
+    """From the filled forest to the plan: what the target waits for."""
+    whole_ms: float
+    """The same from a mapping of needs: everything."""
+    easy_promises_ms: float
+    hard_promises_ms: float
+    """Promises for all, some of which cannot be kept."""
+
+
+def planner_times(
+    sessions: Sequence[int] = SESSIONS, num_nodes: int = NUM_NODES, repeats: int = REPEATS, seed: int = SEED
+) -> list[PlannerTimes]:
+    """Random trees of honest scores on a staircase of a curve; the trees' depths are known, as after the check on arrival."""
+    return [_times(num_sessions, num_nodes, repeats, np.random.default_rng(seed)) for num_sessions in sessions]
+
+
+def planner_table(
+    sessions: Sequence[int] = SESSIONS, num_nodes: int = NUM_NODES, repeats: int = REPEATS, seed: int = SEED
+) -> str:
+    """The times as a Markdown table."""
+    lines = [
+        f"Planner, {num_nodes} candidates per session, best of {repeats} runs, ms (seed {seed})",
+        "",
+        "| sessions | kept | fill forest | plan | all from a mapping | plan, light promises | plan, some promises broken |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for t in planner_times(sessions, num_nodes, repeats, seed):
+        numbers = (t.add_ms, t.plan_ms, t.whole_ms, t.easy_promises_ms, t.hard_promises_ms)
+        lines.append(f"| {t.num_sessions} | {t.num_kept} | " + " | ".join(f"{ms:.3f}" for ms in numbers) + " |")
+    return "\n".join(lines)
+
+
+def staircase_costs(max_rows: int) -> RoundCosts:
+    """A curve as GPUs have it: flat within a tile of 64 rows, a jump after it."""
+    rows = np.arange(max_rows + 1)
+    return RoundCosts(10.0 + 0.02 * rows + 0.5 * (rows // 64), fixed_ms=2.0, draft_ms=3.0)
+
+
+def random_tree(draw: np.random.Generator, num_nodes: int) -> CandidateTree:
+    """Any shape; survival falls from parent to child."""
+    parents = np.asarray([draw.integers(ANCHOR, node) if node else ANCHOR for node in range(num_nodes)], np.int32)
+    survival = draw.random(num_nodes).astype(np.float32)
+    for node, parent in enumerate(parents.tolist()):
+        survival[node] *= 1.0 if parent == ANCHOR else survival[parent]
+    tree = CandidateTree(np.arange(num_nodes, dtype=np.int32), parents, survival)
+    _ = tree.depths  # computed once and kept with the tree
+    return tree
+
+
+def _times(num_sessions: int, num_nodes: int, repeats: int, draw: np.random.Generator) -> PlannerTimes:
+    needs = {SessionId(f"session-{i}"): SessionNeed(random_tree(draw, num_nodes)) for i in range(num_sessions)}
+    max_rows = num_sessions * (1 + num_nodes)
+    costs = staircase_costs(max_rows)
+    forest, usual = Forest.of(needs), plan(needs, max_rows, costs)
+    share = usual.tokens_per_second / num_sessions
+    easy, hard = (_promised(needs, factor * share) for factor in (EASY_SHARE, HARD_SHARE))
+    return PlannerTimes(
+        num_sessions,
+        usual.batch_tokens - num_sessions,
+        _best_ms(lambda: _filled(needs), repeats),
+        _best_ms(lambda: plan(forest, max_rows, costs), repeats),
+        _best_ms(lambda: plan(needs, max_rows, costs), repeats),
+        _best_ms(lambda: plan(easy, max_rows, costs), repeats),
+        _best_ms(lambda: plan(hard, max_rows, costs), max(1, repeats // 10)),
+    )
+
+
+def _filled(needs: dict[SessionId, SessionNeed]) -> Forest:
+    forest = Forest()
+    for session_id, need in needs.items():
+        forest.add(session_id, need)
+    return forest
+
+
+def _promised(needs: dict[SessionId, SessionNeed], tokens_per_second: float) -> Forest:
+    return Forest.of({s: SessionNeed(need.tree, min_tokens_per_second=tokens_per_second) for s, need in needs.items()})
+
+
+def _best_ms(run: Callable[[], object], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - started)
+    return 1e3 * best

@@ -1,0 +1,122 @@
+"""What drafts have been worth lately, per drafter, and apart for greedy and sampled text: the gains that plan_drafts asks for.
+
+For every draft the expected accepted tokens by depth and by number of verified candidates are read off its scores, verified or
+not, so that the planner's own choice does not colour them: verifying eight candidates where the drafter was sure says little
+of what the eighth is worth elsewhere. Verdicts correct the scores, depth by depth: accepted over expected among what was
+verified. Old drafts fade.
+
+What no draft has tried lately (deeper or larger than the limits were, or a drafter that is skipped) keeps its last estimate,
+and every EXPLORE_EVERY-th round is drafted in full, so that nothing is written off for ever. The turn is counted, not drawn:
+equal histories give equal plans.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.scheduling.costs import Floats
+from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.tree import CandidateTree
+
+MEMORY = 32
+"""Drafts that the estimates remember, about."""
+FIRST_DRAFTS = 16
+"""Of a drafter, drafted in full before its numbers are believed."""
+EXPLORE_EVERY = 50
+"""Rounds: 2 % are drafted in full."""
+PRIOR_TOKENS = 4.0
+"""Accepted tokens, as expected, that a correction starts from."""
+MOST_CORRECTION = 4.0
+
+
+class AcceptanceProfile:
+    """Belongs to one router. One `observe` costs some 50 microseconds: of a large round a few sessions in turn are enough."""
+
+    def __init__(self, most: DraftLimits) -> None:
+        """`most`: the depth D and number of nodes N that the configuration allows."""
+        self.most = most
+        self._records: dict[tuple[str, bool], _Record] = {}
+
+    def observe(
+        self, drafter: str, greedy: bool, limits: DraftLimits, drafted: CandidateTree, kept: Sequence[int], num_accepted: int
+    ) -> None:
+        """One session's round: what was drafted under which limits, which of it was verified, and how much of that accepted.
+
+        An empty tree counts too: the drafter had nothing to say. A skipped round is not fed.
+        """
+        self._record(drafter, greedy).observe(limits, drafted, np.asarray(kept, np.int64), num_accepted)
+
+    def next_round(self, drafter: str, greedy: bool) -> bool:
+        """Counts a round of this drafter; True if it is one to draft in full."""
+        record = self._record(drafter, greedy)
+        record.num_rounds += 1
+        return record.num_drafts < FIRST_DRAFTS or record.num_rounds % EXPLORE_EVERY == 0
+
+    def gains(self, drafter: str, greedy: bool) -> Floats:  # [D + 1, N + 1]
+        """Expected accepted tokens of one session by depth drafted and candidates verified; never falling along either."""
+        record, max_nodes = self._record(drafter, greedy), self.most.max_nodes
+        claimed = np.zeros((self.most.max_depth + 1, max_nodes + 1))
+        claimed[1:, 1:] = record.claimed
+        by_depth = np.clip(np.diff(claimed, axis=0) * record.corrections()[:, np.newaxis], 0.0, 1.0)
+        claimed[1:] = np.minimum(np.cumsum(by_depth, axis=0), np.arange(max_nodes + 1))
+        return np.asarray(np.maximum.accumulate(claimed, axis=1))
+
+    def survival_by_depth(self, drafter: str, greedy: bool) -> Floats:  # [D]
+        """Chance that a round accepts at least so many tokens, everything verified."""
+        return np.asarray(np.diff(self.gains(drafter, greedy)[:, -1]))
+
+    def tokens_by_nodes(self, drafter: str, greedy: bool) -> Floats:  # [N + 1]
+        """Expected committed tokens of a round by number of verified candidates, drafted in full."""
+        return np.asarray(1.0 + self.gains(drafter, greedy)[-1])
+
+    def corrections(self, drafter: str, greedy: bool) -> Floats:  # [D]
+        """Accepted over expected by depth; 1 is a drafter whose scores are true."""
+        return self._record(drafter, greedy).corrections()
+
+    def _record(self, drafter: str, greedy: bool) -> "_Record":
+        return self._records.setdefault((drafter, greedy), _Record(self.most))
+
+
+class _Record:
+    """One drafter on one kind of text."""
+
+    def __init__(self, most: DraftLimits) -> None:
+        shape = (most.max_depth, most.max_nodes)
+        self.claimed = np.zeros(shape)  # [D, N] gains by the scores' word
+        self.num_drafts = 0
+        self.num_rounds = 0
+        self._seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY
+        self._expected = np.zeros(most.max_depth)  # [D] tokens
+        self._accepted = np.zeros(most.max_depth)  # [D] tokens
+
+    def corrections(self) -> Floats:  # [D]
+        ratio = (self._accepted + PRIOR_TOKENS) / (self._expected + PRIOR_TOKENS)
+        return np.asarray(np.clip(ratio, 1.0 / MOST_CORRECTION, MOST_CORRECTION))
+
+    def observe(self, limits: DraftLimits, drafted: CandidateTree, kept: NDArray[np.int64], num_accepted: int) -> None:
+        max_depth, max_nodes = self.claimed.shape
+        survival = np.fmin(np.fmax(drafted.scores.astype(np.float64), 0.0), 1.0)
+        levels = np.minimum(drafted.depths, max_depth) - 1
+        self._correct(levels[kept], survival[kept], num_accepted)
+        tried = np.s_[: min(limits.max_depth, max_depth), : min(limits.max_nodes, max_nodes)]
+        self._seen[tried] = np.minimum(self._seen[tried] + 1, MEMORY)
+        found = self._gains_of(levels, survival)
+        self.claimed[tried] += (found[tried] - self.claimed[tried]) / self._seen[tried]
+        self.num_drafts += 1
+
+    def _correct(self, levels: NDArray[np.int64], survival: Floats, num_accepted: int) -> None:
+        """Of siblings one at most is accepted, so survivals of one depth add up to the chance of getting that far."""
+        max_depth = len(self._expected)
+        expected = np.minimum(1.0, np.bincount(levels, survival, max_depth))
+        fade = np.where(expected > 0, 1.0 - 1.0 / MEMORY, 1.0)  # [D] what was not verified teaches nothing
+        self._expected = fade * self._expected + expected
+        self._accepted = fade * self._accepted + ((np.arange(max_depth) < num_accepted) & (expected > 0))
+
+    def _gains_of(self, levels: NDArray[np.int64], survival: Floats) -> Floats:  # [D, N]
+        """Row d: running sums of the best survivals among candidates of depth d + 1 at most."""
+        max_depth, max_nodes = self.claimed.shape
+        within = np.where(levels <= np.arange(max_depth)[:, np.newaxis], survival, 0.0)
+        best = -np.sort(-within, axis=1)[:, :max_nodes]
+        sums = np.cumsum(np.pad(best, ((0, 0), (0, max_nodes - best.shape[1]))), axis=1)
+        return np.asarray(np.minimum(sums, np.arange(1, max_depth + 1)[:, np.newaxis]))

@@ -1,0 +1,56 @@
+"""What a round costs beyond its tokens: the target's step by rows, and what comes on top. Pure; no torch, no clock."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Milliseconds = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
+NEAR_EQUAL = 1e-3
+"""Rates that differ by less are the same: estimates are not better than that, and fewer rows leave room for others."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundCosts:
+    """Costs of one round at the present context length and load. Raises ValueError where a number makes no sense."""
+
+    step_ms: Milliseconds  # [max_rows + 1] target step by rows in the batch; jagged as measured; index 0 is not read
+    fixed_ms: float = 0.0
+    """Router, wire and whatever else every round pays, drafted or not."""
+    draft_ms: float = 0.0
+    """Drafting that this round pays for, already spent or still to be spent; what another round's verification hides is left out."""
+
+    def __post_init__(self) -> None:
+        steps = self.step_ms[1:]
+        if self.step_ms.ndim != 1 or not len(steps):
+            raise ValueError("step_ms must be of shape [max_rows + 1], for one row at least")
+        if not (steps.min() > 0 and steps.max() < np.inf):  # false for NaN too
+            raise ValueError("step_ms must be positive and finite from one row on")
+        if not (0 <= self.fixed_ms < np.inf and 0 <= self.draft_ms < np.inf):
+            raise ValueError("fixed_ms and draft_ms must be finite and not negative")
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest step that is known."""
+        return len(self.step_ms) - 1
+
+    def steps_ms(self, first_rows: int, last_rows: int) -> Milliseconds:  # [last_rows - first_rows + 1]
+        """Steps of first_rows..last_rows rows. Beyond the largest known step, what several of them cost."""
+        if last_rows <= self.max_rows:
+            return self.step_ms[first_rows : last_rows + 1]
+        rows = np.arange(first_rows, last_rows + 1)
+        known = self.step_ms[np.minimum(rows, self.max_rows)]
+        return known * np.maximum(1.0, rows / self.max_rows)
+
+    def step_of(self, rows: float) -> float:
+        """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up."""
+        whole = max(1, int(np.ceil(rows)))
+        return float(self.steps_ms(whole, whole)[0])
+
+
+def fewest_near_best(rates: Floats) -> int:
+    """Index of the first rate that is within NEAR_EQUAL of the best. rates: [k], k > 0."""
+    near: NDArray[np.bool_] = rates >= (1.0 - NEAR_EQUAL) * rates.max()
+    return int(near.argmax())

@@ -1,0 +1,79 @@
+"""What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth, none negative.
+
+Exponentially forgetful least squares, pure, no clock. The four terms are those of real drafters: a call's fixed cost, what each session
+adds (its new context), one forward after the other for each position, and the rows of those forwards.
+"""
+
+import math
+from itertools import combinations
+
+import numpy as np
+
+from dspark.scheduling.curve import Floats
+
+DECAY = 0.98
+"""Of a call's weight with every later one: about the last 50 count."""
+RIDGE = 1e-4
+"""Pull towards 0, relative to each term's own size: decides where calls of one shape only cannot tell the terms apart."""
+MAX_SURPRISE = 3.0
+"""A call counts as at most so many times what was expected, once there is an expectation."""
+CALLS_BEFORE_DOUBT = 5
+REFIT_AFTER = 8
+"""Calls; the first ones are fitted one by one."""
+NUM_TERMS = 4
+
+_SUBSETS = [list(kept) for size in range(NUM_TERMS, 0, -1) for kept in combinations(range(NUM_TERMS), size)]
+
+
+class DraftCost:
+    """One draft replica as one router sees it. Owner: the lane to that replica."""
+
+    def __init__(self) -> None:
+        self._products = np.zeros((NUM_TERMS, NUM_TERMS))
+        self._projections = np.zeros(NUM_TERMS)
+        self._weights = np.zeros(NUM_TERMS)
+        self._num_calls = 0
+        self._num_fitted = 0
+
+    def observe(self, sessions: int, depth: float, draft_ms: float) -> None:
+        """One DraftReport: how many sessions it answered, how deep (or how many nodes, but always the same of the two) was asked for."""
+        if sessions < 1 or not 0.0 <= depth < math.inf or not 0.0 < draft_ms < math.inf:
+            return
+        expected = self.ms(sessions, depth) if self._num_calls >= CALLS_BEFORE_DOUBT else None
+        seen = draft_ms if not expected else min(draft_ms, MAX_SURPRISE * expected)
+        terms = _terms(sessions, depth)
+        self._products = DECAY * self._products + np.outer(terms, terms)
+        self._projections = DECAY * self._projections + seen * terms
+        self._num_calls += 1
+
+    def ms(self, sessions: int, depth: float) -> float | None:
+        """What a call for so many sessions is expected to take; None until one was seen."""
+        if self._num_calls == 0:
+            return None
+        if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, REFIT_AFTER):
+            self._weights = _non_negative_fit(self._products, self._projections)
+            self._num_fitted = self._num_calls
+        return float(_terms(sessions, depth) @ self._weights)
+
+
+def _terms(sessions: int, depth: float) -> Floats:
+    return np.asarray([1.0, sessions, depth, sessions * depth])
+
+
+def _non_negative_fit(products: Floats, projections: Floats) -> Floats:
+    """[t] weights >= 0 of the smallest squared error, from X'X [t, t] and X'y [t]: the best of all subsets of terms that fit without a
+    negative weight. Exact, and the first subset, of all terms, is mostly the answer."""
+    regular = products + np.diag(RIDGE * np.diag(products))
+    present = [term for term in range(NUM_TERMS) if products[term, term] > 0]
+    best, best_loss = np.zeros(NUM_TERMS), math.inf
+    for kept in _SUBSETS:
+        if not set(kept) <= set(present):
+            continue
+        part = np.linalg.solve(regular[np.ix_(kept, kept)], projections[kept])
+        loss = -float(part @ projections[kept])  # up to a constant, the regularised squared error at its minimum
+        if np.all(part >= 0) and loss < best_loss:
+            best, best_loss = np.zeros(NUM_TERMS), loss
+            best[kept] = part
+            if kept == present:
+                break
+    return best

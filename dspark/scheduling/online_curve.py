@@ -1,0 +1,185 @@
+"""The throughput curve as it is now: corrected by what real steps took, or built from them alone where nobody profiled the target.
+
+A step in service costs more than the bare forward that was profiled (noise, acceptance walk, taps, neighbours on the machine), and
+not the same at all sizes. So every measured row count learns a factor. Robust: one step may move a factor only a little, however odd it
+was. Forgetful: evidence decays with every step, and a factor without evidence goes back to its neighbours' and to the overall one.
+
+No clock: "lately" is counted in steps. Symbols: M row counts of the profile, n = max_rows + 1.
+"""
+
+import math
+import statistics
+from collections import deque
+
+import numpy as np
+
+from dspark.scheduling.curve import Floats, Ints, ThroughputCurve, find_jumps, isotonic, staircase
+
+STEP_DECAY = 0.999
+"""Of all evidence, with every step: half of it is forgotten after about 700 steps."""
+OWN_DECAY = 0.95
+"""Of a row count's evidence, with every step of about that size: it remembers about 20."""
+MAX_SURPRISE = math.log(1.5)
+"""A step counts as at most half as long again as was expected, or two thirds of it."""
+PRIOR_WEIGHT = 2.0
+"""Steps that what is known from elsewhere counts for."""
+LEAST_WEIGHT = 0.05
+"""In steps, of a row count that was not seen."""
+NEIGHBOUR_REACH = 0.35
+"""Octaves of rows over which evidence of a neighbour falls to 1/e."""
+OVERHEAD_GAIN = 0.05
+FIRST_ROUNDS = 5
+
+MIN_ROW_COUNTS = 3
+KEPT_STEPS = 25
+EXACT_ROWS = 8
+
+
+class OnlineCurve:
+    """One target replica's curve as one router sees it. Owner: the lane to that replica."""
+
+    def __init__(self, profile: ThroughputCurve | None = None) -> None:
+        """`profile` is what the replica measured at its start; None: steps will have to do."""
+        self._own = _OwnCurve()
+        self._corrections = None if profile is None else _Corrections(profile)
+        self._overhead = _RobustMean()
+
+    def observe(self, rows: int, context_tokens: float, step_ms: float) -> None:
+        """A step of the target (`StepReport.batch_rows`, `verify_ms`); `context_tokens` as in ThroughputCurve. No rows, no news."""
+        if rows < 1 or not 0.0 < step_ms < math.inf:
+            return
+        if self._corrections is None:
+            self._own.observe(rows, step_ms)
+        else:
+            self._corrections.observe(rows, context_tokens, step_ms)
+
+    def observe_round(self, round_ms: float, verify_ms: float) -> None:
+        """How long the lane waited from submit to report, and what the target says that its step took."""
+        self._overhead.observe(max(0.0, round_ms - verify_ms))
+
+    @property
+    def round_overhead_ms(self) -> float:
+        """What a round costs beside the step: wire, queue, bookkeeping. 0 until a round was seen."""
+        return self._overhead.mean
+
+    def table(self, max_rows: int, context_tokens: float) -> Floats | None:
+        """[n] time of a step by its rows, in ms, never falling; entry 0 is 0. None while nothing is known.
+
+        Without a profile that is until steps of three clearly different row counts were seen.
+        """
+        if self._corrections is None:
+            return self._own.table(max_rows)
+        return self._corrections.table(max_rows, context_tokens)
+
+
+class _Corrections:
+    """log(real / profiled) time by row count, as decayed sums; what is known of one counts a little for its neighbours."""
+
+    def __init__(self, profile: ThroughputCurve) -> None:
+        self._profile = profile
+        octaves = np.log2(profile.rows)
+        reach = np.exp(-np.abs(octaves[:, None] - octaves[None, :]) / NEIGHBOUR_REACH)
+        self._reach: Floats = reach - np.eye(len(octaves))  # [M, M] nothing of oneself
+        self._octaves: Floats = octaves  # [M]
+        self._sums = np.zeros(len(octaves))  # [M]
+        self._weights = np.zeros(len(octaves))  # [M]
+        self._overall = _DecayedMean(OWN_DECAY)
+        self._log_ratios = np.zeros(len(octaves))  # [M]
+
+    def observe(self, rows: int, context_tokens: float, step_ms: float) -> None:
+        log_ratio = math.log(step_ms / float(self._profile.step_ms_of([rows], context_tokens)[0]))
+        nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
+        expected = float(self._log_ratios[nearest])
+        seen = min(max(log_ratio, expected - MAX_SURPRISE), expected + MAX_SURPRISE)
+        self._sums *= STEP_DECAY
+        self._weights *= STEP_DECAY
+        self._sums[nearest] = OWN_DECAY * self._sums[nearest] + seen
+        self._weights[nearest] = OWN_DECAY * self._weights[nearest] + 1.0
+        self._overall.add(seen)
+        self._log_ratios = self._estimate()
+
+    def table(self, max_rows: int, context_tokens: float) -> Floats:
+        """[n] as in OnlineCurve. The stairs are the profile's."""
+        times = self._profile.at_context(context_tokens) * np.exp(self._log_ratios)
+        times = _pooled_means(times, self._weights + LEAST_WEIGHT)
+        return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
+
+    def _estimate(self) -> Floats:
+        """[M] own evidence, over that of the neighbours, over that of all steps, over none: the profile is right."""
+        overall = self._overall.mean_over(0.0)
+        near = (self._reach @ self._sums + PRIOR_WEIGHT * overall) / (self._reach @ self._weights + PRIOR_WEIGHT)
+        estimate: Floats = (self._sums + PRIOR_WEIGHT * near) / (self._weights + PRIOR_WEIGHT)
+        return estimate
+
+
+class _OwnCurve:
+    """Medians of the last steps, by row count: exact for few rows, four buckets an octave for more."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, deque[tuple[int, float]]] = {}
+        self._medians: dict[int, tuple[int, float]] = {}
+
+    def observe(self, rows: int, step_ms: float) -> None:
+        bucket = rows if rows <= EXACT_ROWS else EXACT_ROWS + math.ceil(4 * math.log2(rows / EXACT_ROWS))
+        steps = self._steps.setdefault(bucket, deque(maxlen=KEPT_STEPS))
+        steps.append((rows, step_ms))
+        self._medians[bucket] = (statistics.median_low(r for r, _ in steps), statistics.median(ms for _, ms in steps))
+
+    def table(self, max_rows: int) -> Floats | None:
+        """[n] whatever the context; None until there are enough row counts to see a slope."""
+        if len(self._medians) < MIN_ROW_COUNTS:
+            return None
+        rows, step_ms = zip(*sorted(self._medians.values()), strict=True)
+        points: Ints = np.asarray(rows)
+        times = isotonic(np.asarray(step_ms, np.float64))
+        return staircase(points, times, np.arange(max_rows + 1), find_jumps(points, times))
+
+
+def _pooled_means(values: Floats, weights: Floats) -> Floats:
+    """[M] the never falling sequence nearest to `values` in weighted squares: what was seen overrules what was inferred."""
+    if bool(np.all(values[1:] >= values[:-1])):
+        return values
+    pools: list[tuple[float, float, int]] = []  # mean, weight, length
+    for mean, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        length = 1
+        while pools and pools[-1][0] > mean:
+            other_mean, other_weight, other_length = pools.pop()
+            mean = (mean * weight + other_mean * other_weight) / (weight + other_weight)
+            weight, length = weight + other_weight, length + other_length
+        pools.append((mean, weight, length))
+    return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
+
+
+class _DecayedMean:
+    """Of the last 1 / (1 - decay) values or so."""
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def add(self, value: float) -> None:
+        self._sum = self._decay * self._sum + value
+        self._weight = self._decay * self._weight + 1.0
+
+    def mean_over(self, prior: float) -> float:
+        """With the prior counting for PRIOR_WEIGHT values."""
+        return (self._sum + PRIOR_WEIGHT * prior) / (self._weight + PRIOR_WEIGHT)
+
+
+class _RobustMean:
+    """Exponential mean of times. It starts as a median, because the first rounds warm caches; later, one very long value counts as twice
+    the mean."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._first: list[float] = []
+
+    def observe(self, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        if len(self._first) < FIRST_ROUNDS:
+            self._first.append(value)
+            self.mean = statistics.median_low(self._first)
+        else:
+            self.mean += OVERHEAD_GAIN * (min(value, 2.0 * self.mean + 0.1) - self.mean)

@@ -1,0 +1,125 @@
+"""Waves: how drafting and verifying of many sessions overlap, decided from measured costs. Pure; no torch, no clock.
+
+With S sessions of one target, n verified candidates each, d(s) ms to draft for s sessions, t(s) = step_ms[s (1 + n)] ms to verify
+them, f ms of router and wire per step, and tau committed tokens per session and round, all three ways commit S tau tokens
+per cycle and differ in its length. If drafting and verifying do not slow each other down:
+
+one          one after the other:                        d(S) + f + t(S)
+two          half drafts while the other half verifies:  max(2 t(S/2), 2 d(S/2), d(S/2) + f + t(S/2))
+draft_ahead  all draft on, guessing that the block in flight is accepted whole and what the target's next token is. With
+             h the chance of a right guess, all are right with h^S; else those that were wrong draft again:
+             f + max(t(S), d(S)) + (1 - h^S) d(max(1, S (1 - h)))
+
+Where they share processors the work adds up: then `two` takes 2 (d(S/2) + f + t(S/2)) and `draft_ahead` takes all its terms
+one after the other. `overlap` says how much of the hiding really happens: 1 on separate devices, 0 on one core; between them
+the lengths are mixed in this proportion.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dspark.scheduling.costs import Floats, RoundCosts
+
+WORTH_A_CHANGE = 1.02
+"""A less simple way must be faster by so much."""
+
+
+class Wave(StrEnum):
+    """How a lane lets drafting and verifying follow each other."""
+
+    ONE = "one"
+    TWO = "two"
+    DRAFT_AHEAD = "draft_ahead"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WaveCosts:
+    """What was measured. Nodes and tau are means over sessions and rounds."""
+
+    costs: RoundCosts
+    """Target step by rows, and what every step pays beside; its own draft_ms is not read."""
+    draft_ms: Floats  # [most sessions + 1] by number of sessions drafted together; index 0 is not read
+    nodes_per_session: float
+    """Verified candidates."""
+    tau: float
+    guess_rate: float = 0.0
+    """h: how often a block is accepted whole and the token after it guessed right."""
+    overlap: float = 1.0
+
+    def step_of(self, num_sessions: int) -> float:
+        """t(s) in ms."""
+        return self.costs.step_of(num_sessions * (1.0 + self.nodes_per_session))
+
+    def draft_of(self, num_sessions: int) -> float:
+        """d(s) in ms; beyond the table, several drafts one after the other."""
+        most = len(self.draft_ms) - 1
+        return float(self.draft_ms[min(num_sessions, most)]) * max(1.0, num_sessions / most)
+
+
+@dataclass(frozen=True, slots=True)
+class WaveChoice:
+    """The choice and what it was made from."""
+
+    wave: Wave
+    tokens_per_second: dict[Wave, float]
+    """Predicted rate of each way that is possible."""
+
+
+def choose_wave(num_sessions: int, costs: WaveCosts) -> WaveChoice:
+    """The way with the highest predicted rate; a less simple one only if it gains WORTH_A_CHANGE. num_sessions > 0."""
+    cycles = cycles_ms(num_sessions, costs)
+    rates = {wave: 1e3 * num_sessions * costs.tau / cycle_ms for wave, cycle_ms in cycles.items()}
+    fastest = max(rates, key=lambda wave: rates[wave])
+    worth_it = rates[fastest] >= WORTH_A_CHANGE * rates[Wave.ONE]
+    return WaveChoice(fastest if worth_it else Wave.ONE, rates)
+
+
+def cycles_ms(num_sessions: int, costs: WaveCosts) -> dict[Wave, float]:
+    """Length in ms of the cycle in which every session commits once; two waves need two sessions."""
+    cycles = {Wave.ONE: _one(num_sessions, costs), Wave.DRAFT_AHEAD: _draft_ahead(num_sessions, costs)}
+    if num_sessions > 1:
+        cycles[Wave.TWO] = _two(num_sessions, costs)
+    return cycles
+
+
+def _one(num_sessions: int, costs: WaveCosts) -> float:
+    return costs.draft_of(num_sessions) + costs.costs.fixed_ms + costs.step_of(num_sessions)
+
+
+def _two(num_sessions: int, costs: WaveCosts) -> float:
+    larger = (num_sessions + 1) // 2
+    sizes = (larger, num_sessions - larger)
+    steps_ms, drafts_ms = sum(map(costs.step_of, sizes)), sum(map(costs.draft_of, sizes))
+    hidden = max(steps_ms, drafts_ms, _one(larger, costs))
+    return _mixed(hidden, drafts_ms + steps_ms + 2 * costs.costs.fixed_ms, costs.overlap)
+
+
+def _draft_ahead(num_sessions: int, costs: WaveCosts) -> float:
+    some_wrong = 1.0 - costs.guess_rate**num_sessions
+    num_wrong = max(1, round(num_sessions * (1.0 - costs.guess_rate)))
+    again_ms = some_wrong * costs.draft_of(num_wrong)
+    step_ms, draft_ms = costs.step_of(num_sessions), costs.draft_of(num_sessions)
+    fixed_ms = costs.costs.fixed_ms
+    return _mixed(fixed_ms + max(step_ms, draft_ms) + again_ms, fixed_ms + step_ms + draft_ms + again_ms, costs.overlap)
+
+
+def _mixed(hidden_ms: float, serial_ms: float, overlap: float) -> float:
+    return overlap * hidden_ms + (1.0 - overlap) * serial_ms
+
+
+def should_wait(num_ready: int, num_drafting: int, remaining_ms: float, costs: WaveCosts) -> bool:
+    """The target is free and some sessions are ready: wait `remaining_ms` for the drafts in flight, or fire now?
+
+    The rule: sessions go round and round, so throughput is their number over their mean cycle time; choose what makes the sum of
+    their finishing times smaller. With r ready and q drafting, firing now ends at t(r) for the ready ones and at
+    max(t(r), remaining) + t(q) for the others; waiting ends at remaining + t(r + q) for all. f comes with every step, and what
+    does not overlap slows step and drafts alike while both run.
+    """
+    if num_ready == 0 or num_drafting == 0:
+        return num_ready == 0
+    fixed_ms = costs.costs.fixed_ms
+    first_ms = fixed_ms + costs.step_of(num_ready)
+    slower_ms = (1.0 - costs.overlap) * min(first_ms, remaining_ms)
+    second_ms = slower_ms + max(first_ms, remaining_ms) + fixed_ms + costs.step_of(num_drafting)
+    together_ms = remaining_ms + fixed_ms + costs.step_of(num_ready + num_drafting)
+    return (num_ready + num_drafting) * together_ms < num_ready * (first_ms + slower_ms) + num_drafting * second_ms

@@ -1,0 +1,128 @@
+"""What drafts have been worth: learnt from scores and verdicts, forgotten with time, tried again where it was given up."""
+
+import random
+
+import numpy as np
+import pytest
+
+from dspark.scheduling.acceptance_profile import EXPLORE_EVERY, FIRST_DRAFTS, MEMORY, AcceptanceProfile
+from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.tree import CandidateTree
+
+MOST = DraftLimits(4, 3, 6)
+CHAIN = CandidateTree.chain([1, 2, 3, 4], [0.8, 0.4, 0.2, 0.1])
+ALL = [0, 1, 2, 3]
+
+
+def accepted_by(draw: random.Random, conditional: list[float]) -> int:
+    count = 0
+    while count < len(conditional) and draw.random() < conditional[count]:
+        count += 1
+    return count
+
+
+def fed(conditional: list[float], rounds: int, tree: CandidateTree = CHAIN, seed: int = 0) -> AcceptanceProfile:
+    """A profile of a target that accepts each position with the given chance."""
+    profile, draw = AcceptanceProfile(MOST), random.Random(seed)
+    for _ in range(rounds):
+        profile.observe("block", False, MOST, tree, ALL, accepted_by(draw, conditional))
+    return profile
+
+
+def test_an_unknown_drafter_promises_nothing() -> None:
+    profile = AcceptanceProfile(MOST)
+    assert profile.gains("block", True).shape == (5, 7)
+    assert not profile.gains("block", True).any()
+    assert profile.tokens_by_nodes("block", True).tolist() == [1.0] * 7
+
+
+def test_true_scores_are_learnt_as_they_are() -> None:
+    """600 rounds of seed 0, the last 32 or so remembered, and a prior: each correction has a standard error below 0.15."""
+    profile = fed([0.8, 0.5, 0.5, 0.5], 600)
+    assert profile.corrections("block", False) == pytest.approx(1.0, abs=0.4)
+    assert profile.survival_by_depth("block", False) == pytest.approx([0.8, 0.4, 0.2, 0.1], rel=0.4)
+    assert profile.tokens_by_nodes("block", False)[4:] == pytest.approx([2.5] * 3, rel=0.2)
+
+
+def test_verdicts_correct_scores_that_claim_too_much() -> None:
+    profile = fed([0.0] * 4, 300)
+    assert profile.corrections("block", False)[0] == pytest.approx(0.25)
+    assert profile.survival_by_depth("block", False)[0] < 0.3
+    assert fed([1.0] * 4, 300).survival_by_depth("block", False)[1] == pytest.approx(1.0, abs=0.2)
+
+
+def test_gains_are_the_best_candidates_within_depth_and_number() -> None:
+    tree = CandidateTree(np.arange(4, dtype=np.int32), np.asarray([-1, -1, 0, 2], np.int32), np.asarray([0.6, 0.3, 0.5, 0.4], np.float32))
+    profile = AcceptanceProfile(MOST)
+    profile.observe("block", False, MOST, tree, [], 0)
+    gains = profile.gains("block", False)
+    assert gains[1] == pytest.approx([0, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9])
+    assert gains[2] == pytest.approx([0, 0.6, 1.1, 1.4, 1.4, 1.4, 1.4])
+    assert gains[4] == pytest.approx([0, 0.6, 1.1, 1.5, 1.8, 1.8, 1.8])
+
+
+def test_a_choice_among_the_drafted_does_not_colour_what_they_are_worth() -> None:
+    """Only the first candidate is ever verified; the estimate of the others still comes from their scores."""
+    profile = AcceptanceProfile(MOST)
+    for count in range(200):
+        profile.observe("block", False, MOST, CHAIN, [0], int(count % 5 != 0))
+    assert profile.survival_by_depth("block", False) == pytest.approx([0.8, 0.4, 0.2, 0.1], rel=0.05)
+
+
+def test_drafters_and_kinds_of_text_are_kept_apart() -> None:
+    profile = fed([0.8, 0.5, 0.5, 0.5], 50)
+    assert not profile.gains("block", True).any()
+    assert not profile.gains("lookup", False).any()
+
+
+def test_old_drafts_fade() -> None:
+    profile = fed([1.0] * 4, 300)
+    for _ in range(5 * MEMORY):
+        profile.observe("block", False, MOST, CandidateTree.empty(), [], 0)
+    assert profile.tokens_by_nodes("block", False)[-1] < 1.05
+
+
+def test_what_narrow_limits_did_not_try_keeps_its_estimate() -> None:
+    profile = fed([0.8, 0.5, 0.5, 0.5], 100)
+    before = profile.survival_by_depth("block", False)
+    for _ in range(100):
+        profile.observe("block", False, DraftLimits(1, 1, 1), CandidateTree.chain([1], [0.8]), [0], 1)
+    after = profile.survival_by_depth("block", False)
+    assert after[1:] == pytest.approx(before[1:])
+    assert after[0] > before[0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gains_never_fall_and_stay_possible_whatever_scores_say(seed: int) -> None:
+    draw = random.Random(seed)
+    profile = AcceptanceProfile(MOST)
+    for _ in range(40):
+        size = draw.randint(0, 12)
+        parents = np.asarray([draw.randint(-1, node - 1) for node in range(size)], np.int32)
+        scores = np.asarray([draw.choice((float("nan"), -1.0, 9.0, draw.random())) for _ in range(size)], np.float32)
+        tree = CandidateTree(np.arange(size, dtype=np.int32), parents, scores)
+        limits = DraftLimits(draw.randint(1, 9), 3, draw.randint(1, 9))
+        profile.observe("x", True, limits, tree, draw.sample(range(size), size // 2), draw.randint(0, size // 2))
+    gains = profile.gains("x", True)
+    assert np.all(np.diff(gains, axis=0) >= 0)
+    assert np.all(np.diff(gains, axis=1) >= 0)
+    assert np.all(gains <= np.minimum(np.arange(5)[:, np.newaxis], np.arange(7)) + 1e-9)
+
+
+def test_the_first_drafts_and_then_a_small_share_are_made_in_full() -> None:
+    profile = AcceptanceProfile(MOST)
+    for _ in range(FIRST_DRAFTS):
+        assert profile.next_round("block", False)
+        profile.observe("block", False, MOST, CHAIN, ALL, 1)
+    turns = [profile.next_round("block", False) for _ in range(10 * EXPLORE_EVERY)]
+    assert sum(turns) == 10
+    assert profile.next_round("lookup", False)
+
+
+def test_a_skipped_drafter_comes_back_once_its_turns_show_that_it_is_good() -> None:
+    """Skipped for bad text; on better text only the rounds of its turn are drafted, and they are enough."""
+    profile = fed([0.0] * 4, 100)
+    for _ in range(60 * EXPLORE_EVERY):
+        if profile.next_round("block", False):
+            profile.observe("block", False, MOST, CHAIN, ALL, 3)
+    assert profile.survival_by_depth("block", False)[0] > 0.8

@@ -1,0 +1,101 @@
+"""DraftCost: the four terms are found again, a hiccup is not believed, and nothing is ever negative."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dspark.scheduling.draft_cost import DraftCost, _non_negative_fit
+
+
+def law(sessions: int, depth: float) -> float:
+    return 2.0 + 0.1 * sessions + 1.0 * depth + 0.02 * sessions * depth
+
+
+def taught(calls: int, noise: float = 0.0, seed: int = 0) -> DraftCost:
+    draw = np.random.default_rng(seed)
+    cost = DraftCost()
+    for _ in range(calls):
+        sessions, depth = int(draw.integers(1, 65)), int(draw.integers(0, 9))
+        cost.observe(sessions, depth, law(sessions, depth) * float(draw.lognormal(0, noise)))
+    return cost
+
+
+def expected(cost: DraftCost, sessions: int, depth: float) -> float:
+    found = cost.ms(sessions, depth)
+    assert found is not None
+    return found
+
+
+def test_nothing_is_known_before_the_first_call() -> None:
+    assert DraftCost().ms(1, 4) is None
+
+
+def test_the_first_call_is_believed() -> None:
+    cost = DraftCost()
+    cost.observe(4, 7, 9.0)
+    assert expected(cost, 4, 7) == pytest.approx(9.0, rel=0.01)
+    assert 0 < expected(cost, 1, 1) < 9.0
+
+
+@pytest.mark.parametrize(("sessions", "depth"), [(1, 0), (1, 4), (8, 7), (64, 2), (100, 12)])
+def test_the_cost_of_any_shape_is_found_from_calls_of_many(sessions: int, depth: int) -> None:
+    assert expected(taught(300), sessions, depth) == pytest.approx(law(sessions, depth), rel=0.02)
+    assert expected(taught(300, noise=0.1), sessions, depth) == pytest.approx(law(sessions, depth), rel=0.2)
+
+
+def test_calls_of_one_shape_only_are_predicted_for_that_shape() -> None:
+    cost = DraftCost()
+    for _ in range(100):
+        cost.observe(4, 4, 10.0)
+    assert expected(cost, 4, 4) == pytest.approx(10.0, rel=0.01)
+    assert 0 < expected(cost, 4, 0) < 10.0 < expected(cost, 8, 8)
+
+
+def test_a_drafter_that_became_slower_is_followed() -> None:
+    cost = taught(200)
+    for _ in range(300):
+        cost.observe(8, 4, 4.0 * law(8, 4))
+    assert expected(cost, 8, 4) == pytest.approx(4.0 * law(8, 4), rel=0.05)
+
+
+def test_one_hiccup_moves_little() -> None:
+    cost = taught(200)
+    before = expected(cost, 8, 4)
+    cost.observe(8, 4, 1000 * law(8, 4))
+    for _ in range(8):
+        cost.observe(8, 4, law(8, 4))
+    assert abs(expected(cost, 8, 4) / before - 1.0) < 0.1
+
+
+def test_the_cost_never_falls_with_sessions_or_depth_whatever_was_seen() -> None:
+    draw = np.random.default_rng(5)
+    for _ in range(30):
+        cost = DraftCost()
+        for _ in range(20):
+            cost.observe(int(draw.integers(1, 65)), int(draw.integers(0, 9)), float(draw.lognormal(1, 1.5)))
+        grid = np.asarray([[expected(cost, sessions, depth) for depth in range(10)] for sessions in range(1, 20)])
+        assert np.all(grid >= 0)
+        assert np.all(np.diff(grid, axis=0) >= -1e-9)
+        assert np.all(np.diff(grid, axis=1) >= -1e-9)
+
+
+def test_calls_that_say_nothing_are_passed_over() -> None:
+    cost = DraftCost()
+    for sessions, depth, draft_ms in ((0, 4, 1.0), (1, -1, 1.0), (1, float("inf"), 1.0), (1, 4, 0.0), (1, 4, float("nan"))):
+        cost.observe(sessions, depth, draft_ms)
+    assert cost.ms(1, 4) is None
+
+
+def test_the_fit_is_the_best_of_those_without_a_negative_weight() -> None:
+    """Seed 6; against a search over a grid of weights."""
+    draw = np.random.default_rng(6)
+    levels = np.linspace(0.0, 3.0, 13)
+    grid = np.asarray(list(itertools.product(levels, repeat=4)))
+    for _ in range(20):
+        terms = draw.uniform(0.0, 2.0, (12, 4))
+        times = terms @ draw.normal(0.5, 1.0, 4)
+        weights = _non_negative_fit(terms.T @ terms, terms.T @ times)
+        assert np.all(weights >= 0)
+        best = ((grid @ terms.T - times) ** 2).sum(axis=1).min()
+        assert ((terms @ weights - times) ** 2).sum() <= best * 1.01 + 0.02

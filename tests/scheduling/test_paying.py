@@ -1,0 +1,135 @@
+"""Is it paying: measured against predicted speed, off after enough evidence, tried again after growing pauses."""
+
+import math
+import random
+
+import pytest
+
+from dspark.scheduling.paying import (
+    FIRST_PAUSE_ROUNDS,
+    MAX_PAUSE_ROUNDS,
+    MIN_ROUNDS,
+    OFF_BELOW,
+    ON_FROM,
+    PROBE_ROUNDS,
+    Paying,
+    PayState,
+)
+
+
+def feed(paying: Paying, ratio: float, rounds: int, drafter: str = "block") -> None:
+    """Rounds of 20 ms with 10 tokens each; plain decoding would have made 10 / ratio."""
+    for _ in range(rounds):
+        paying.round_done(drafter, 10, 20.0, 1e3 * 10 / ratio / 20.0)
+
+
+def pause(paying: Paying) -> int:
+    """Rounds until it may be tried again."""
+    rounds = 0
+    while not paying.may_draft("block"):
+        paying.round_skipped("block")
+        rounds += 1
+    return rounds
+
+
+def test_an_unknown_drafter_may_draft_and_has_no_ratio() -> None:
+    paying = Paying()
+    assert paying.may_draft("block")
+    assert paying.pays("block")
+    assert math.isnan(paying.ratio("block"))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.7])
+def test_the_ratio_is_measured_over_plain_speed(ratio: float) -> None:
+    paying = Paying()
+    feed(paying, ratio, 10)
+    assert paying.ratio("block") == pytest.approx(ratio)
+
+
+def test_a_losing_drafter_is_switched_off_after_enough_rounds_and_no_sooner() -> None:
+    paying = Paying()
+    feed(paying, 0.8, MIN_ROUNDS - 1)
+    assert paying.may_draft("block")
+    feed(paying, 0.8, 1)
+    assert not paying.may_draft("block")
+    assert not paying.pays("block")
+    assert paying.ratio("block") == pytest.approx(0.8)
+
+
+def test_a_drafter_at_break_even_is_left_alone() -> None:
+    paying = Paying()
+    feed(paying, (OFF_BELOW + 1) / 2, 1000)
+    assert paying.state("block") is PayState.PAYING
+
+
+def test_a_good_past_does_not_hide_a_bad_present() -> None:
+    paying = Paying()
+    feed(paying, 1.5, 5000)
+    feed(paying, 0.7, 300)
+    assert not paying.may_draft("block")
+
+
+def test_pauses_grow_while_probes_fail_and_end_at_a_most() -> None:
+    paying = Paying()
+    feed(paying, 0.8, MIN_ROUNDS)
+    pauses = []
+    for _ in range(9):
+        pauses.append(pause(paying))
+        assert paying.state("block") is PayState.PROBING
+        feed(paying, 0.9, PROBE_ROUNDS)
+    assert pauses[:3] == [FIRST_PAUSE_ROUNDS, 2 * FIRST_PAUSE_ROUNDS, 4 * FIRST_PAUSE_ROUNDS]
+    assert pauses[-1] == MAX_PAUSE_ROUNDS
+
+
+def test_a_probe_at_break_even_does_not_bring_it_back_but_a_gain_does() -> None:
+    paying = Paying()
+    feed(paying, 0.8, MIN_ROUNDS)
+    pause(paying)
+    feed(paying, (1 + ON_FROM) / 2, PROBE_ROUNDS)
+    assert not paying.may_draft("block")
+    pause(paying)
+    assert not paying.pays("block")
+    feed(paying, 1.2, PROBE_ROUNDS)
+    assert paying.pays("block")
+    feed(paying, 0.8, MIN_ROUNDS)
+    assert pause(paying) == FIRST_PAUSE_ROUNDS
+
+
+def test_one_stall_of_the_machine_switches_nothing_off() -> None:
+    paying = Paying()
+    feed(paying, 1.1, 60)
+    paying.round_done("block", 10, 5_000.0, 1e3 * 10 / 1.1 / 20.0)
+    feed(paying, 1.1, 60)
+    assert paying.pays("block")
+
+
+def test_noise_around_a_gain_of_ten_percent_switches_nothing_off() -> None:
+    """Seed 0; round times vary by 20 %, so the ratio over 50 rounds has a standard error near 0.03: four from the threshold."""
+    paying, draw = Paying(), random.Random(0)
+    for _ in range(3000):
+        paying.round_done("block", 10, 20.0 * draw.gauss(1.0, 0.2), 1e3 * 10 / 1.1 / 20.0)
+    assert paying.pays("block")
+
+
+def test_drafters_have_accounts_of_their_own() -> None:
+    paying = Paying()
+    feed(paying, 0.5, MIN_ROUNDS, "lookup")
+    feed(paying, 1.5, MIN_ROUNDS, "block")
+    assert not paying.may_draft("lookup")
+    assert paying.may_draft("block")
+
+
+def test_late_drafts_of_a_drafter_that_is_off_and_skips_of_one_that_is_on_count_for_nothing() -> None:
+    paying = Paying()
+    feed(paying, 0.8, MIN_ROUNDS)
+    feed(paying, 9.0, 100)
+    assert not paying.may_draft("block")
+    assert paying.ratio("block") == pytest.approx(0.8)
+    paying.round_skipped("lookup")
+    assert paying.pays("lookup")
+
+
+@pytest.mark.parametrize(("round_ms", "plain"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (float("nan"), 1.0)])
+def test_a_round_without_a_time_or_a_curve_is_refused(round_ms: float, plain: float) -> None:
+    with pytest.raises(ValueError, match="cannot be judged"):
+        Paying().round_done("block", 1, round_ms, plain)

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.grpc_api import GenerationRpc
 from deployments.http_api import build_http_app
 from deployments.pools import DraftPool, TargetPool
-from deployments.telemetry import RouterMetrics
+from deployments.telemetry import DrafterGauges, RouterMetrics
 from dspark.config import ServeArgs
 from dspark.drafting.build import lookup_drafter
 from dspark.engine import Engine
@@ -100,6 +100,8 @@ class Router(GenerationRpc):
         backend = ClusterBackend(args, card, RouterId(context.replica_tag), target, drafts, features)
         self._engine = self.service = Engine(backend, codec, args, RouterMetrics(card.name))
         await self._engine.start()
+        self._gauges = DrafterGauges(card.name)
+        self._gauges.start(self._engine.standings)
         await backend.meet_a_target()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

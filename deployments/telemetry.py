@@ -4,12 +4,14 @@ Routers count what they do, replicas what they hold. Knows no request and no tex
 """
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from dspark.config import NO_DRAFTER
 from dspark.messages import DraftReport, StepReport
+from dspark.routing.economy import Standing
 from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason
 
@@ -101,6 +103,30 @@ class RouterMetrics:
         return histogram
 
 
+class DrafterGauges:
+    """How each drafter does, in the eyes of one router, published once a second."""
+
+    def __init__(self, model: str) -> None:
+        self._tags = {"model": model}
+        self._gauges = {
+            name: Gauge(f"dspark_drafter_{name}", description, tag_keys=("model", DRAFTER)) for name, description in STANDINGS.items()
+        }
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, read: Callable[[], Mapping[str, Standing]]) -> None:
+        """Publish `read()`, standings by drafter, until the process ends; needs a running event loop."""
+        self._task = asyncio.create_task(self._publish(read))
+
+    async def _publish(self, read: Callable[[], Mapping[str, Standing]]) -> None:
+        while True:
+            for drafter, standing in read().items():
+                for name, gauge in self._gauges.items():
+                    value = float(getattr(standing, name))
+                    if not math.isnan(value):  # nothing is known yet
+                        gauge.set(value, self._tags | {DRAFTER: drafter})
+            await asyncio.sleep(GAUGE_PERIOD_S)
+
+
 class ReplicaGauges:
     """What one replica holds, published once a second."""
 
@@ -124,6 +150,15 @@ class ReplicaGauges:
             self._gauges[name] = Gauge(f"dspark_{name}", DESCRIPTIONS[name], tag_keys=tuple(self._tags))
         return self._gauges[name]
 
+
+STANDINGS = {
+    "speed_ratio": "Measured speed of its sessions over plain decoding as the target's curve predicts it.",
+    "drafts": "1 while it drafts, 0 while it is switched off because it does not pay.",
+    "served_ece": "Expected calibration error of its estimates of survival.",
+    "corrected_ece": "The same after verdicts have corrected them.",
+    "drift": "Mean distance between its estimates and the corrected ones.",
+}
+"""Fields of economy.Standing."""
 
 DESCRIPTIONS = {
     "leases": "Sessions that have a place on this replica.",

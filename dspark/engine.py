@@ -18,6 +18,7 @@ from dspark.config import EngineConfig
 from dspark.errors import RequestAborted, TargetUnavailable
 from dspark.local import LocalBackend
 from dspark.ports import Pools
+from dspark.routing.economy import Standing
 from dspark.routing.loop import SpeculativeLoop
 from dspark.routing.observer import Observer, SilentObserver
 from dspark.runtime.loading import load_tokenizer, resolve_folder
@@ -110,6 +111,10 @@ class Engine:
             observer=self._observer,
             scheduling=self._config.scheduling,
         )
+
+    def standings(self) -> dict[str, Standing]:
+        """How each drafter does, by name; empty while the engine is stopped."""
+        return {} if self._loop is None else self._loop.economy.standings()
 
     async def stop(self) -> None:
         """End what runs, close the pools."""

@@ -39,11 +39,44 @@ def accept(
     depth: DepthOption = 7,
     threads: ThreadsOption = 1,
     drafters: DraftersOption = DEFAULT_DRAFTERS,
+    nodes: Annotated[
+        str, typer.Option(help="Comma-separated numbers of candidates: compare chains, trees and selected trees at each of them.")
+    ] = "",
+    width: Annotated[int, typer.Option(min=1, max=16, help="Children of one candidate, in trees.")] = 4,
+    temperatures: Annotated[str, typer.Option(help="Comma-separated, for trees.")] = "0,0.7,1",
 ) -> None:
-    """tau of each drafter at temperature 0, 0.7 and 1, by real decoding."""
+    """tau of each drafter at temperature 0, 0.7 and 1, by real decoding; with --nodes against the number of verified candidates."""
+    if nodes:
+        _accept_trees(prompts, count, max_tokens, threads, drafters, depth, nodes, width, temperatures)
+        return
     from dspark.bench.reports import accept_table
 
     console.print(accept_table(_config(threads, depth, drafters), prompts, count, max_tokens), markup=False)
+
+
+def _accept_trees(
+    prompts: Path | None, count: int, max_tokens: int, threads: int, drafters: str, depth: int, nodes: str, width: int, temperatures: str
+) -> None:
+    from dspark.bench.trees import TreePlan, trees_table
+    from dspark.deepspec.decoding import DecodingPlan
+    from dspark.deepspec.evaluate_commands import numbers
+
+    config = _config(threads, depth, drafters)
+    sizes = tuple(int(number) for number in numbers(nodes))
+    plan = TreePlan(numbers(temperatures), sizes, width, DecodingPlan(max_tokens=max_tokens, depth=depth))
+    console.print(trees_table(config.target, config.named_drafters, prompts, count, plan), markup=False)
+
+
+@app.command()
+def planner(
+    sessions: Annotated[str, typer.Option(help="Comma-separated numbers of sessions.")] = "1,4,16,64,256",
+    nodes: Annotated[int, typer.Option(min=1, max=256, help="Candidates per session.")] = 16,
+) -> None:
+    """Time of one plan against the number of sessions."""
+    from dspark.bench.planner import planner_table
+    from dspark.deepspec.evaluate_commands import numbers
+
+    console.print(planner_table(tuple(int(number) for number in numbers(sessions)), nodes), markup=False)
 
 
 @app.command()

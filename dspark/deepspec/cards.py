@@ -129,8 +129,8 @@ def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
     return markdown_table(*comparison_rows(results))
 
 
-def model_card(facts: CardFacts, results: Sequence[EvaluationResult]) -> str:
-    """README.md of a drafter's folder; `results` are this drafter's own."""
+def model_card(facts: CardFacts, results: Sequence[EvaluationResult], nodes: Sequence[NodeScores] = ()) -> str:
+    """README.md of a drafter's folder; `results` are this drafter's own, `nodes` of the estimators stored with it."""
     parts = [
         f"---\nlicense: {facts.licence}\ntags: [speculative-decoding, draft-model, dspark]\n---\n# {facts.name}",
         facts.summary,
@@ -141,6 +141,7 @@ def model_card(facts: CardFacts, results: Sequence[EvaluationResult]) -> str:
         f"## Acceptance\n\n{_how_measured(results)}\n\n{comparison_markdown(results)}\n\n"
         f"Accepted given that all before it were, by position:\n\n{markdown_table(*position_rows(results, conditional=True))}",
         _calibration_section(results),
+        _node_section(nodes),
         f"## Limits\n\n{_limits(facts)}",
         f"## Serve it\n\n{_serving(facts)}",
     ]
@@ -186,6 +187,15 @@ def _calibration_section(results: Sequence[EvaluationResult]) -> str:
     return (
         "## Calibration\n\nEstimated survival of each position before → after Sequential Temperature Scaling, on sessions that the fit "
         "did not see. The floor of ECE is what perfect estimates would show on so few rounds.\n\n" + markdown_table(*calibration_rows(rows))
+    )
+
+
+def _node_section(nodes: Sequence[NodeScores]) -> str:
+    if not nodes:
+        return ""
+    return (
+        "## Candidates of trees\n\nChance of a candidate to be the target's token, given that its parent is; estimators judged on "
+        f"sessions that the fit did not see. `fitted_net` is what serving uses.\n\n{node_markdown(nodes)}"
     )
 
 

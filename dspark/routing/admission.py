@@ -2,7 +2,7 @@
 
 The estimate stands on two numbers that the router measures. Plain decoding gives every session one token per step of one row
 for each of them, and the planner may always fall back to it, so nobody gets less. Speculation gives a session tau tokens per
-step, which then also holds the rows of the candidates. A session is counted with the better of the two.
+step, which then also holds the rows of the candidates and comes after the draft. A session is counted with the better of the two.
 
 A router knows its own sessions only: where several share a target, each of them judges by its part of the load.
 """
@@ -36,9 +36,11 @@ class TargetLoad:
     """Of those that have one."""
     step_ms: NDArray[np.float64]  # [R + 1] of a step by its rows, never falling; index 0 is unused
     fixed_ms: float = 0.0
-    """What a round costs beside the target's step: router, wire, waiting drafts."""
+    """What every round costs beside the target's step: router and wire."""
     rows_per_session: float = 1.0
     """Anchor and verified candidates of a session in a mean round, at least 1: the rows that its tau was reached with."""
+    draft_ms: float = 0.0
+    """What a drafted round waits for its drafts; a plain one does not."""
 
 
 def promise_of(session: Session, tau: float = 1.0) -> SpeedPromise | None:
@@ -66,7 +68,8 @@ def check_promises(load: TargetLoad | None, wanted: SpeedPromise | None = None) 
 def tokens_per_second(load: TargetLoad, num_sessions: int, tau: float) -> float:
     """What each of so many sessions gets whose drafter reaches `tau`."""
     plain = 1e3 / _round_ms(load, num_sessions)
-    return max(plain, 1e3 * tau / _round_ms(load, math.ceil(num_sessions * load.rows_per_session)))
+    drafted_ms = _round_ms(load, math.ceil(num_sessions * load.rows_per_session)) + load.draft_ms
+    return max(plain, 1e3 * tau / drafted_ms)
 
 
 def _check_own(load: TargetLoad, wanted: SpeedPromise) -> None:

@@ -9,12 +9,13 @@ Symbols: D depth and N nodes that a drafter's configuration allows.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dspark.config import DrafterConfig
+from dspark.routing.admission import TargetLoad, promise_of
 from dspark.scheduling.acceptance_profile import AcceptanceProfile
 from dspark.scheduling.correction import SurvivalCorrector
 from dspark.scheduling.costs import Floats, RoundCosts
@@ -67,6 +68,22 @@ class Verified:
     """Nodes of the selected tree."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one drafter does, for whoever publishes it."""
+
+    speed_ratio: float
+    """Measured speed of its sessions over that of plain decoding as the target's curve predicts it; NaN before the first round."""
+    drafts: bool
+    """False while it is switched off because it does not pay."""
+    served_ece: float
+    """Expected calibration error of the drafter's own estimates."""
+    corrected_ece: float
+    """The same after verdicts have corrected them."""
+    drift: float
+    """Mean distance between the two."""
+
+
 class Economy:
     """The books of one router."""
 
@@ -99,6 +116,17 @@ class Economy:
         """A session's round against what plain decoding would have made; 0 where that is not known."""
         if session.drafter is not None and plain_tokens_per_second > 0 and round_ms > 0:
             self.paying.round_done(session.drafter, committed, round_ms, plain_tokens_per_second)
+
+
+    def standings(self) -> dict[str, Standing]:
+        """Every drafter, by name."""
+        found = {}
+        for name in self.limits:
+            correction = self.corrector.metrics(name)
+            found[name] = Standing(
+                self.paying.ratio(name), self.paying.may_draft(name), correction.served_ece, correction.corrected_ece, correction.drift
+            )
+        return found
 
 
 class TargetEconomy:
@@ -165,6 +193,22 @@ class TargetEconomy:
         if costs is None or not self._sessions:
             return 0.0
         return 1e3 / (costs.step_of(self.num_sessions) + costs.fixed_ms)
+
+    def load(self, tau: Callable[[Session], float]) -> TargetLoad | None:
+        """What speed promises are judged by; `tau` tells what a session commits per round. None while nothing is known of the target."""
+        costs, drafter = self.costs(), self._main_drafter()
+        if costs is None:
+            return None
+        draft_ms = self._economy.draft_ms(drafter, self.num_sessions) if drafter else None
+        promises = (promise_of(session, tau(session)) for session in self._sessions.values())
+        return TargetLoad(
+            self.num_sessions,
+            tuple(promise for promise in promises if promise is not None),
+            costs.step_ms,
+            costs.fixed_ms,
+            1.0 + self._mean_kept,
+            0.0 if draft_ms is None else float(draft_ms[-1]),
+        )
 
     def wait_ms(self, num_ready: int, drafting_ms: Sequence[float]) -> float:
         """How long the free target should wait for the drafts that have been on their way for `drafting_ms`; 0: go."""

@@ -61,6 +61,12 @@ class DrafterFleet:
             session.drafter = self._chooser.choose(greedy=session.sampling.temperature == 0)
             session.drafter_was_chosen = True
 
+    def tau(self, session: Session) -> float:
+        """Committed tokens per round that the session's drafter was measured at; 1 where nobody drafts or nothing is known yet."""
+        if self._chooser is None or session.drafter is None or session.max_nodes == 0:
+            return 1.0
+        return self._chooser.tau(session.drafter, greedy=session.sampling.temperature == 0) or 1.0
+
     def drafts(self, session: Session, vocab_size: int) -> DraftSource:
         """The session's drafts, from the drafter that was assigned to it."""
         if session.drafter is None:

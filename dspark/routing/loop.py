@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 from dspark.config import DrafterConfig, LimitsConfig, SchedulingConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
+from dspark.routing.admission import check_promises, promise_of
 from dspark.routing.drafts import DraftSource
 from dspark.routing.economy import Economy, TargetEconomy
 from dspark.routing.fleet import DrafterFleet
@@ -44,14 +45,19 @@ class SpeculativeLoop:
         """Rounds of one session until it is finished. Closing the iterator frees its places.
 
         `drafter` is the one that the request names; without it, the one with the best measured acceptance is taken.
-        Raises TargetUnavailable if there is no target, or the one in use dies; whatever the target reports for this session.
+        Raises TargetUnavailable if there is no target, or the one in use dies; SpeedUnavailable where limits enforce promises and one
+        would be broken; whatever the target reports for this session.
         """
         lease = await self._targets.acquire(session.session_id)
         if speculate:
             self._drafters.assign(session, drafter)
-        drafts = self._drafters.drafts(session, lease.card.vocab_size)
         lane = self._lane(lease)
-        lane.books.enter(session)
+        try:
+            self._enter(session, lane)
+        except Exception:  # mostly SpeedUnavailable
+            await lease.release()
+            raise
+        drafts = self._drafters.drafts(session, lease.card.vocab_size)
         try:
             lane.verifier.open(session.opening(drafts.features))
             self._observer.session_started(session)
@@ -75,6 +81,12 @@ class SpeculativeLoop:
             await lane.stop()
         self._verify_lanes.clear()
         await self._drafters.stop()
+
+    def _enter(self, session: Session, lane: VerifyLane) -> None:
+        """Checked and entered without a pause between, so that of two sessions that come together the second is judged with the first."""
+        if self._limits.enforce_promises:
+            check_promises(lane.books.load(self._drafters.tau), promise_of(session, self._drafters.tau(session)))
+        lane.books.enter(session)
 
     def _learn(self, session: Session, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)

@@ -316,6 +316,8 @@ class FakePool:
     """Those not given back yet."""
     features: FeatureSpec | None = None
     """See ports.DrafterPool."""
+    curve: ThroughputCurve | None = None
+    """See ports.VerifierLease."""
 
     async def acquire(self, session_id: SessionId) -> "FakeLease":
         """See ports.DrafterPool and ports.VerifierPool."""
@@ -344,8 +346,8 @@ class FakeLease:
 
     @property
     def curve(self) -> ThroughputCurve | None:
-        """A toy is not profiled."""
-        return None
+        """What the pool says that the toy's steps cost."""
+        return self._pool.curve
 
     def lost(self) -> bool:
         """See ports."""

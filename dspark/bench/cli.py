@@ -80,6 +80,27 @@ def planner(
 
 
 @app.command()
+def simulate(
+    setup: Annotated[str, typer.Option(help="A built-in set-up (its name), or a JSON file with costs.")] = "qwen3-8b-h100",
+    acceptance: Annotated[str, typer.Option(help="A built-in profile, a decoding trace, or JSON.")] = "demo-dspark-t1",
+    policies: Annotated[str, typer.Option(help="Comma-separated: plain, fixedN, tree, planned.")] = "plain,fixed3,fixed7,tree,planned",
+    loads: Annotated[str, typer.Option(help="Comma-separated: clients, or with --poisson requests per second.")] = "1,2,4,8,16,32,64",
+    poisson: Annotated[bool, typer.Option(help="Requests arrive at random instead of clients that ask again at once.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for simulation.json and the pictures.")] = Path("build/simulated"),
+) -> None:
+    """Throughput, speed per user and budgets under load, simulated from costs and acceptance; nothing is run."""
+    from dspark.bench.simulate import SimulateOptions
+    from dspark.bench.simulate import simulate as run
+    from dspark.deepspec.evaluate_commands import numbers
+
+    names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    report = run(SimulateOptions(setup, acceptance, policies=names, loads=numbers(loads), poisson=poisson, seed=seed))
+    report.write(out)
+    console.print(f"{report.table()}\n\n{out}", markup=False)
+
+
+@app.command()
 def speed(
     prompts: PromptsOption = None,
     count: CountOption = 16,

@@ -33,8 +33,14 @@ from dspark.tree import CandidateTree
 from dspark.types import SessionId
 
 MAX_OBSERVED = 8
-"""Sessions of one step whose drafts are learned from; more would cost the event loop more than they tell."""
+"""Of the rounds learned from together, those whose gains are read off; more would cost the event loop more than they tell."""
 KEPT_GAIN = 0.05
+DECISION_STEPS = 4
+"""Steps that a decision on how much to draft stands: it changes slowly, and making it costs as much as planning."""
+EXPLORED_ROUNDS = 4
+"""Rounds of sessions that are drafted in full when it is time to look what that would bring; all sessions at once would cost a whole step."""
+LEARN_ROUNDS = 16
+"""Rounds of sessions that are learned from together: sixteen cost little more than one."""
 Regime = tuple[str, bool]
 """A drafter's name, and whether the text is greedy."""
 
@@ -139,11 +145,16 @@ class TargetEconomy:
         self.curve = OnlineCurve(curve)
         self._sessions: dict[SessionId, Session] = {}
         self._decided: dict[Regime, DraftLimits] = {}
-        """Until the next step: all sessions of a regime are told the same."""
+        """For a few steps: all sessions of a regime are told the same."""
+        self._off: set[str] = set()
+        """Drafters that were found switched off when that was decided."""
+        self._to_explore: Counter[Regime] = Counter()
+        """Rounds that are still to be drafted in full."""
+        self._steps_decided = 0
+        self._to_learn: list[Verified] = []
         self._table: Floats | None = None
         self._mean_kept = 0.0
         """Candidates verified per session and round."""
-        self._turn = 0
 
     @property
     def num_sessions(self) -> int:
@@ -153,12 +164,12 @@ class TargetEconomy:
     def enter(self, session: Session) -> None:
         """A session came to this target."""
         self._sessions[session.session_id] = session
-        self._decided.clear()
+        self._decide_anew()
 
     def leave(self, session: Session) -> None:
         """A session is over."""
         self._sessions.pop(session.session_id, None)
-        self._decided.clear()
+        self._decide_anew()
 
     def costs(self, draft_ms: float = 0.0) -> RoundCosts | None:
         """Of a round at the sessions' present length; None while nothing is known of the target."""
@@ -175,6 +186,9 @@ class TargetEconomy:
         regime = (session.drafter, session.sampling.temperature == 0)
         if regime not in self._decided:
             self._decided[regime] = self._decide(*regime)
+        if self._to_explore[regime] > 0:
+            self._to_explore[regime] -= 1
+            return self._economy.limits[session.drafter]
         return self._decided[regime]
 
     def plan(self, waiting: Sequence[Waiting]) -> Plan:
@@ -219,7 +233,8 @@ class TargetEconomy:
         if expected is None:
             return 0.0
         remaining_ms = float(expected[-1]) - min(drafting_ms)
-        shape = WaveCosts(costs, expected, self._mean_kept, 1.0, overlap=self._economy.overlap)
+        by_sessions = np.full(self.num_sessions + 1, expected[-1])  # the rule reads it for no other number
+        shape = WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
         if remaining_ms <= 0 or not should_wait(num_ready, len(drafting_ms), remaining_ms, shape):
             return 0.0
         return remaining_ms
@@ -238,8 +253,20 @@ class TargetEconomy:
             mean = float(np.mean([len(v.kept) for v in verified]))
             self._mean_kept += KEPT_GAIN * (mean - self._mean_kept)
         self._table = None
+        for drafter in self._off:
+            self._economy.paying.round_skipped(drafter)
+        self._steps_decided += 1
+        if self._steps_decided >= DECISION_STEPS:
+            self._decide_anew()
+        self._to_learn += [v for v in verified if v.session.drafter in self._economy.limits and not v.limits.skips]
+        if len(self._to_learn) >= LEARN_ROUNDS:
+            learned, self._to_learn = self._to_learn, []
+            self._learn(learned)
+
+    def _decide_anew(self) -> None:
         self._decided.clear()
-        self._learn([v for v in verified if v.session.drafter in self._economy.limits])
+        self._off.clear()
+        self._steps_decided = 0
 
     def _decide(self, drafter: str, greedy: bool) -> DraftLimits:
         economy = self._economy
@@ -247,15 +274,16 @@ class TargetEconomy:
         if not economy.planned or most.skips:
             return most
         if not economy.paying.may_draft(drafter):
-            economy.paying.round_skipped(drafter)
+            self._off.add(drafter)
             return SKIP
         profile = economy.profiles[drafter]
-        explore = profile.next_round(drafter, greedy)
+        if profile.next_round(drafter, greedy):
+            self._to_explore[drafter, greedy] = EXPLORED_ROUNDS
         draft_ms = economy.draft_ms(drafter, max(1, self.num_sessions))
         if costs is None or draft_ms is None:
             return most
         gains = profile.gains(drafter, greedy)
-        return plan_drafts(DraftOutlook(max(1, self.num_sessions), gains, draft_ms, costs, most, explore))
+        return plan_drafts(DraftOutlook(max(1, self.num_sessions), gains, draft_ms, costs, most))
 
     def _corrected(self, waiting: Sequence[Waiting]) -> list[CandidateTree]:
         """The trees with scores as verdicts have corrected them."""
@@ -274,12 +302,9 @@ class TargetEconomy:
             batch = TreeBatch.of([v.drafted.select(v.kept) for v in drafted])
             names, greedy = _regimes([v.session for v in drafted])
             self._economy.corrector.learn_batch(batch, names, greedy, batch.accepted_mask([v.accepted for v in drafted]))
-        self._turn += 1
-        stride = math.ceil(len(verified) / MAX_OBSERVED) or 1
-        for one in verified[self._turn % stride :: stride]:
-            name = one.session.drafter
-            if name is not None and not one.limits.skips:
-                greedy_one = one.session.sampling.temperature == 0
+        for one in verified[:: math.ceil(len(verified) / MAX_OBSERVED)]:
+            name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
+            if name is not None:
                 self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted))
 
 

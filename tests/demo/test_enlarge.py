@@ -10,14 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dspark.bench.prompts import load_prompts
-from dspark.config import DrafterConfig, EngineConfig, ModelSource, TargetConfig
+from dspark.config import DrafterConfig, ModelSource
 from dspark.demo.enlarge import enlarge, retarget_drafter, spread_layers
-from dspark.engine import Completion, Engine
+from dspark.drafting.build import load_drafter
 from dspark.errors import ConfigError, FingerprintMismatch, ModelLoadError, UnsupportedModel
+from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
 from dspark.runtime.draft_formats import check_target, read_draft_spec
 from dspark.runtime.fingerprints import tokenizer_fingerprint
 from dspark.runtime.hub import resolve_folder
 from dspark.runtime.loading import load_tokenizer
+from dspark.types import SamplingParams, SessionId
+from tests.drafting.feature_drafters import bits_of
 
 PARAMETERS = 10e6
 NUM_PROMPTS = 2
@@ -88,20 +91,39 @@ def test_the_tokenizer_comes_along_and_the_same_seed_gives_the_same_copy(origina
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (copy / "model.safetensors").read_bytes()
 
 
-def test_a_retargeted_drafter_drafts_the_same_for_the_copy(copy: Path, drafter: Path) -> None:
+@torch.inference_mode()
+def test_greedy_text_is_the_originals(original: Path, copy: Path) -> None:
+    prompt = torch.tensor([load_tokenizer(original).encode(load_prompts(None, 1)[0])])
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 24, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    assert torch.equal(model_of(copy).generate(prompt, **options), model_of(original).generate(prompt, **options))
+
+
+def test_a_retargeted_drafter_drafts_the_same_for_the_copy(original: Path, copy: Path, drafter: Path) -> None:
+    shipped = resolve_folder(ModelSource(model="demo:dspark"))
     check_target(drafter, read_draft_spec(drafter), copy)
-    prompts = load_prompts(None, NUM_PROMPTS)
-    assert answers(prompts, "demo:target", "demo:dspark") == answers(prompts, str(copy), str(drafter))
+    assert read_draft_spec(drafter).tap_layers != read_draft_spec(shipped).tap_layers
+    for prompt in load_prompts(None, NUM_PROMPTS):
+        token_ids = load_tokenizer(original).encode(prompt)
+        tokens, scores = drafted(shipped, original, token_ids)
+        again, other_scores = drafted(drafter, copy, token_ids)
+        assert again == tokens
+        assert len(tokens) == 7
+        assert other_scores == pytest.approx(scores, abs=1e-3)
 
 
-def answers(prompts: list[str], target: str, drafter: str) -> list[Completion]:
-    """Text and counts of rounds and accepted tokens, greedy and sampled; one by one, so that both systems batch alike."""
-    draft = DrafterConfig(kind="block", model=drafter, max_depth=7, max_nodes=7, num_threads=1)
-    engine = Engine.from_config(EngineConfig(target=TargetConfig(model=target, num_threads=1), drafter=draft))
-    options = {"max_tokens": 16, "seed": 3, "ignore_eos": True}
-    found = [engine.generate(prompt, temperature=temperature, **options)[0] for prompt in prompts for temperature in (0.0, 1.0)]
-    assert sum(answer.usage.accepted_tokens for answer in found) > 2 * NUM_PROMPTS
-    return found
+@torch.inference_mode()
+def drafted(checkpoint: Path, target: Path, token_ids: list[int]) -> tuple[list[int], list[float]]:
+    """Tokens and scores of a greedy chain after a prompt, from the target's own hidden states."""
+    states = model_of(target)(torch.tensor([token_ids]), output_hidden_states=True).hidden_states
+    taps = torch.cat([states[layer + 1][0, :-1] for layer in read_draft_spec(checkpoint).tap_layers], dim=-1)
+    drafter = load_drafter(DrafterConfig(kind="block", model=str(checkpoint), num_threads=1), ModelSource(model=str(target))).drafter
+    session_id = SessionId("a")
+    drafter.open(SessionOpen(session_id, tuple(token_ids), SamplingParams(temperature=0.0)))
+    features = ContextFeatures(0, bits_of(taps.bfloat16()), projected=False)
+    report = drafter.draft([DraftRequest(session_id, len(token_ids), (), max_depth=7, max_nodes=7, features=features)])
+    assert report.failures == ()
+    tree = report.results[0].tree
+    return tree.token_ids.tolist(), tree.scores.tolist()
 
 
 def test_a_drafter_for_something_else_is_refused(copy: Path, drafter: Path, original: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Every metric is documented, and rounds are counted as they were."""
 
+import asyncio
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import pytest
 
 from deployments import telemetry
-from deployments.telemetry import DESCRIPTIONS, RouterMetrics
+from deployments.telemetry import DESCRIPTIONS, STANDINGS, DrafterGauges, RouterMetrics
 from dspark.messages import DraftReport, StepReport
+from dspark.routing.economy import Standing
 from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
@@ -54,7 +57,8 @@ def session() -> Session:
 
 def test_every_metric_is_documented_and_every_documented_one_exists(metrics: RouterMetrics) -> None:
     documented = set(re.findall(r"^\| `(dspark_\w+)`", DOCUMENT.read_text(), re.MULTILINE))
-    assert documented == set(Recorded.all) | {f"dspark_{name}" for name in DESCRIPTIONS}
+    of_drafters = {f"dspark_drafter_{name}" for name in STANDINGS}
+    assert documented == set(Recorded.all) | of_drafters | {f"dspark_{name}" for name in DESCRIPTIONS}
 
 
 def test_a_round_is_counted_as_it_was(metrics: RouterMetrics, session: Session) -> None:
@@ -118,3 +122,34 @@ def test_a_report_without_a_forward_is_no_forward(metrics: RouterMetrics) -> Non
     metrics.step_done(StepReport(verify_ms=8.0, batch_rows=5))
     assert [value for value, _ in Recorded.all["dspark_verify_ms"].values] == [8.0]
     assert [value for value, _ in Recorded.all["dspark_batch_rows"].values] == [5]
+
+
+def test_all_that_is_known_of_a_drafter_is_published() -> None:
+    assert list(STANDINGS) == [field.name for field in dataclasses.fields(Standing)]
+
+
+async def test_how_drafters_do_is_published_again_and_again_but_not_what_nobody_knows(
+    metrics: RouterMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "GAUGE_PERIOD_S", 0.001)
+    standings = {"code": Standing(float("nan"), True, 0.25, 0.125, 0.5)}
+    gauges = DrafterGauges("demo:target")
+    gauges.start(lambda: standings)
+    await asyncio.sleep(0)
+    told = {name: Recorded.all[f"dspark_drafter_{name}"] for name in STANDINGS}
+    tags = {"model": "demo:target", "drafter": "code"}
+    assert {name: gauge.values for name, gauge in told.items()} == {
+        "speed_ratio": [],
+        "drafts": [(1.0, tags)],
+        "served_ece": [(0.25, tags)],
+        "corrected_ece": [(0.125, tags)],
+        "drift": [(0.5, tags)],
+    }
+    assert all(set(gauge.tag_keys) == set(tags) for gauge in told.values())
+    standings["code"] = Standing(0.75, False, 0.0, 0.0, 0.0)
+    standings["general"] = Standing(1.5, True, 0.0, 0.0, 0.0)
+    async with asyncio.timeout(5):
+        while len(told["speed_ratio"].values) < 2:
+            await asyncio.sleep(0.001)
+    assert told["speed_ratio"].values[:2] == [(0.75, tags), (1.5, tags | {"drafter": "general"})]
+    assert (0.0, tags) in told["drafts"].values

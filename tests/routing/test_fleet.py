@@ -9,6 +9,8 @@ from dspark.config import DrafterConfig
 from dspark.fakes import FakeDrafter, FakePool, ToyLaw, ToyTarget
 from dspark.messages import DraftReport
 from dspark.routing.choice import TRIAL_SESSIONS
+from dspark.routing.economy import Economy
+from dspark.routing.fleet import DrafterFleet
 from dspark.routing.loop import SpeculativeLoop
 from dspark.session import Session, TokenChunk
 from tests.routing.parts import DRAFTER, GREEDY, NOISY, CountingObserver, limits_with, session_named
@@ -127,3 +129,18 @@ async def test_greedy_and_sampled_sessions_have_their_own_trials() -> None:
         sampled.append(session.drafter)
     assert Counter(sampled) == {"oracle": TRIAL_SESSIONS, "worse": TRIAL_SESSIONS}
     await house.loop.stop()
+
+
+async def test_a_sessions_tau_is_what_its_drafter_was_measured_at_on_such_text() -> None:
+    pools, configs = {"oracle": FakePool(FakeDrafter(LAW.guess))}, {"oracle": DRAFTER}
+    fleet = DrafterFleet(pools, configs, limits_with(), CountingObserver(), Economy(configs))
+    session, sampled, plain, capped = (session_named(name, sampling=NOISY if name == "n" else GREEDY) for name in "snpc")
+    capped.max_nodes = 0
+    for chosen in (session, sampled, capped):
+        fleet.assign(chosen, None)
+    assert fleet.tau(session) == 1.0, "nothing is known yet"
+    for num_tokens in (2, 4):
+        fleet.learn(session, TokenChunk(tuple(range(num_tokens))))
+    assert fleet.tau(session) == pytest.approx(3.0, rel=1e-3)
+    assert [fleet.tau(other) for other in (sampled, plain, capped)] == [1.0, 1.0, 1.0]
+    assert DrafterFleet({}, {}, limits_with(), CountingObserver(), Economy({})).tau(session) == 1.0

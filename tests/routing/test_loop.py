@@ -5,9 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from dspark.errors import StaleRound, TargetUnavailable
+from dspark.errors import SpeedUnavailable, StaleRound, TargetUnavailable
 from dspark.fakes import FakeDrafter, FakePool, LyingDrafter, ToyLaw, ToyTarget
 from dspark.routing.loop import SpeculativeLoop
+from dspark.scheduling.curve import ThroughputCurve
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
@@ -247,3 +248,71 @@ async def test_a_lease_that_ends_with_its_session_leaves_the_others_alone() -> N
     short, long = session_named("short", (1, 2), GREEDY, 3), session_named("long", (3,), GREEDY, 60)
     await asyncio.gather(house.text_of(short), house.text_of(long))
     assert long.output_ids == LAW.continuation((3,), GREEDY, 60)
+
+
+def promised(name: str, tokens_per_second: float | None) -> Session:
+    session = session_named(name)
+    session.min_tokens_per_second = tokens_per_second
+    return session
+
+
+def house_with_promises(enforce: bool = True) -> House:
+    """One row takes 10 ms, two take 20: alone a session is promised 100 tokens per second at most, beside another 50."""
+    house = House(FakeDrafter(LAW.guess), enforce_promises=enforce)
+    rows = np.asarray([1, 64])
+    house.targets.curve = ThroughputCurve(rows, np.asarray([0]), 10.0 * rows[None, :].astype(np.float64))
+    return house
+
+
+async def test_a_speed_that_cannot_be_promised_is_refused_and_nothing_is_started() -> None:
+    house = house_with_promises()
+    with pytest.raises(SpeedUnavailable, match="even alone"):
+        await house.text_of(promised("s", 120.0))
+    await asyncio.sleep(0)
+    assert house.nothing_is_left()
+    assert house.drafters is not None
+    assert (house.targets.num_acquired, house.drafters.num_acquired, house.target.batches) == (1, 0, [])
+    assert house.observer.ended == []
+    await house.loop.stop()
+
+
+@pytest.mark.parametrize("newcomers_speed", [None, 40.0, 60.0])
+async def test_a_session_that_would_break_anothers_promise_is_refused_until_that_one_is_over(newcomers_speed: float | None) -> None:
+    house = house_with_promises()
+    house.target.step_s = 60.0
+    running = asyncio.create_task(house.text_of(promised("first", 80.0)))
+    await asyncio.sleep(0.01)
+    for _ in range(2):
+        with pytest.raises(SpeedUnavailable):
+            await house.text_of(promised("second", newcomers_speed))
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await house.loop.stop()
+    house.target.step_s = 0.001
+    assert await house.text_of(promised("second", newcomers_speed)) == LAW.continuation((1, 2, 3), GREEDY, 40)
+    assert house.nothing_is_left()
+    await house.loop.stop()
+
+
+async def test_of_two_that_come_together_the_second_is_judged_with_the_first() -> None:
+    house = house_with_promises()
+    results = await asyncio.gather(house.text_of(promised("a", 60.0)), house.text_of(promised("b", 60.0)), return_exceptions=True)
+    assert results[0] == LAW.continuation((1, 2, 3), GREEDY, 40)
+    assert isinstance(results[1], SpeedUnavailable)
+    assert house.nothing_is_left()
+    await house.loop.stop()
+
+
+async def test_promises_that_are_not_enforced_are_served_as_well_as_can_be() -> None:
+    house = house_with_promises(enforce=False)
+    texts = await asyncio.gather(*(house.text_of(promised(name, 1000.0)) for name in "ab"))
+    assert texts == [LAW.continuation((1, 2, 3), GREEDY, 40)] * 2
+    await house.loop.stop()
+
+
+async def test_while_nobody_knows_what_the_target_costs_no_promise_is_refused() -> None:
+    house = house_with_promises()
+    house.targets.curve = None
+    assert await house.text_of(promised("s", 1e5)) == LAW.continuation((1, 2, 3), GREEDY, 40)
+    await house.loop.stop()

@@ -1,7 +1,8 @@
 """Drafters that read the target's hidden states, in the real service: the same tokens, a choice by name, and a drafter that is killed and
 brought up to date out of the target's store.
 
-The target is deterministic: tokens are compared exactly, however many sessions share a forward. The tests that kill stand last.
+The target is deterministic: tokens are compared exactly, however many sessions share a forward. Scheduling is fixed: whether
+drafts pay on this machine is not the question here. The tests that kill stand last.
 """
 
 import json
@@ -36,6 +37,7 @@ ENDLESS: dict[str, Any] = SAMPLED | {"max_tokens": 1500}
 HIDDEN_SIZE, NUM_TAPS, BFLOAT16_BYTES = 256, 5, 2
 ARGS = """\
       target: {num_threads: 1, deterministic: true, kv_cache: {num_tokens: 16384}}
+      scheduling: {mode: fixed}
       drafters:
         general: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7}
         small: {kind: language_model, model: "demo:drafter", num_threads: 1}

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.serve
 
 ARGS = """\
       target: {num_threads: 1, deterministic: true}
+      scheduling: {mode: fixed}
       drafter: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7}
 """
 

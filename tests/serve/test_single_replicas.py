@@ -1,13 +1,13 @@
 """Pools of one Draft replica each: an EAGLE-3-style drafter, and the block drafter growing trees, whose only replica is killed in the end.
 
-The target is deterministic: tokens are compared exactly. The test that kills stands last.
+The target is deterministic: tokens are compared exactly. Scheduling is fixed: whether drafts pay on this machine is not the question here.
+The test that kills stands last.
 """
 
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,10 +30,11 @@ TOKENS_BEFORE = 48
 """Before the replica is killed."""
 PLAIN_ROUNDS = 10
 """So many in a row without a candidate, and the drafter is gone."""
-SETTLED_TOKENS, COMPARED_TOKENS = 32, 64
-"""After drafts are back: until two sessions have the same anchors, and how far their rounds are compared."""
+HEAD_START_TOKENS, COMPARED_TOKENS = 48, 64
+"""Before drafts are back: where another session on the same text begins. After it: how far the rounds of both are compared."""
 ARGS = """\
       target: {{num_threads: 1, deterministic: true, kv_cache: {{num_tokens: 16384}}}}
+      scheduling: {{mode: fixed}}
       drafters:
         tree: {{kind: block, model: "demo:dspark", num_threads: 1, max_depth: {depth}, max_width: {width}, max_nodes: {nodes}}}
         eagle: {{kind: eagle, model: "{eagle}", num_threads: 1, max_depth: {depth}, max_nodes: {depth}}}
@@ -107,7 +108,7 @@ def test_streams_with_trees_give_the_tokens_of_plain_decoding(cluster: Cluster, 
 
 
 def test_a_session_outlives_the_restart_of_its_only_draft_replica(cluster: Cluster, client: Client) -> None:
-    """Plain decoding for a while, the same tokens, and then drafts as good as those of a session that has just begun on the same text."""
+    """Plain decoding for a while, the same tokens, and then drafts as good as those of another session on the same text."""
     prompt = load_tokenizer(resolve_folder(ModelSource(model="demo:target"))).encode(PROMPTS[0])
     names = ("feature_rows_total", "committed_tokens_total")
     before = metrics(cluster, *names, drafter="tree")
@@ -119,7 +120,7 @@ def test_a_session_outlives_the_restart_of_its_only_draft_replica(cluster: Clust
         plain = read_until(stream, lambda read: len(read) > PLAIN_ROUNDS and without_drafts(read[-PLAIN_ROUNDS - 1 :]), "plain rounds")
         later = read_until(stream, lambda read: len(read) > 1 and drafts_are_back(read), "drafts came back")
         resumed = len(tokens_of([*first, *plain, *later]))
-        enough = resumed + SETTLED_TOKENS + COMPARED_TOKENS + MAX_DEPTH + 1  # fewer are left near the end of an answer
+        enough = resumed + COMPARED_TOKENS + MAX_DEPTH + 1  # drafts are shorter near the end of an answer
         last = read_until(stream, lambda read: read[-1].usage.completion_tokens >= enough, "enough drafts")
     wait_until_idle(cluster)
     chunks = [*first, *plain, *later, *last]
@@ -133,11 +134,10 @@ def test_a_session_outlives_the_restart_of_its_only_draft_replica(cluster: Clust
     known, lost = (len(prompt) + part[-1].usage.completion_tokens for part in (first, plain))
     assert known - 1 <= sent_again <= lost, "the whole context for the new replica, out of the target's store, and everything else once"
 
-    fresh = client.stream([*prompt, *tokens[:resumed]], drafter="tree", **SAMPLED | {"max_tokens": len(tokens) - resumed})
-    again = list(fresh)
-    assert tokens_of(again) == tokens[resumed:]
-    start, stop = SETTLED_TOKENS, SETTLED_TOKENS + COMPARED_TOKENS
-    num_rounds = rounds_ending_in(chunks, resumed + start, resumed + stop)
-    assert abs(num_rounds - rounds_ending_in(again, start, stop)) <= 2, "its drafts are as good as those of a new session"
-    assert num_rounds < COMPARED_TOKENS * 3 / 4, "and good"
-    assert all(one.usage.rounds + 1 == other.usage.rounds for one, other in pairwise(chunks)), "no chunk is lost"
+    start = resumed - HEAD_START_TOKENS
+    options = SAMPLED | {"max_tokens": len(tokens) - start}
+    again = list(client.stream([*prompt, *tokens[:start]], drafter="tree", **options))
+    assert tokens_of(again) == tokens[start:]
+    num_rounds = rounds_ending_in(chunks, resumed, resumed + COMPARED_TOKENS)
+    num_fresh = rounds_ending_in(again, resumed - start, resumed - start + COMPARED_TOKENS)
+    assert abs(num_rounds - num_fresh) <= 3, "as good as another's; one that saw nothing would need more than twice the rounds"

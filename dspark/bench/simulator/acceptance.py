@@ -95,16 +95,15 @@ class ChanceTable:
             columns.append(sibling_share * (1.0 - np.sum(columns, axis=0)))
         return ChanceTable(np.stack(columns, axis=1), spread)
 
-    def siblings(self, depth: int, rng: np.random.Generator) -> tuple[Floats, int]:
+    def siblings(self, depth: int, rng: np.random.Generator) -> tuple[list[float], int]:
         """Scores [W] of one group given its parent, and the rank that is the target's."""
-        means = self.conditional[depth - 1]
-        first = float(means[0])
-        if not (self.spread and 0 < first < 1):
-            return means, _rank(rng.random(), means)
-        concentration = 1 / self.spread - 1
-        drawn = float(rng.beta(first * concentration, (1 - first) * concentration))
-        scores = means * ((1 - drawn) / (1 - first))
-        scores[0] = drawn
+        scores: list[float] = self.conditional[depth - 1].tolist()
+        first = scores[0]
+        if self.spread and 0 < first < 1:
+            concentration = 1 / self.spread - 1
+            scores[0] = rng.beta(first * concentration, (1 - first) * concentration)
+            left = (1 - scores[0]) / (1 - first)
+            scores[1:] = [left * score for score in scores[1:]]
         return scores, _rank(rng.random(), scores)
 
     def draw(self, limits: DraftLimits, rng: np.random.Generator) -> Draft:
@@ -117,16 +116,17 @@ class NodeTraceSource:
 
     def __init__(self, trace: NodeTrace) -> None:
         """Raises ConfigError for a trace in which some depth is missing."""
-        self._groups: dict[int, list[tuple[Floats, int]]] = defaultdict(list)
+        self._groups: dict[int, list[tuple[list[float], int]]] = defaultdict(list)
         served = trace.served
         for verdicts in _groups_of(trace):
-            scores, accepted = served[verdicts].astype(np.float64), np.flatnonzero(trace.accepted[verdicts])
-            self._groups[int(trace.depth[verdicts[0]])].append((scores, int(accepted[0]) if len(accepted) else NONE))
+            accepted = np.flatnonzero(trace.accepted[verdicts])
+            group = (served[verdicts].tolist(), int(accepted[0]) if len(accepted) else NONE)
+            self._groups[int(trace.depth[verdicts[0]])].append(group)
         self._depth = max(self._groups, default=0)
         if set(self._groups) != set(range(1, self._depth + 1)) or not self._depth:
             raise ConfigError(f"the trace has verdicts at depths {sorted(self._groups)} only", "trace")
 
-    def siblings(self, depth: int, rng: np.random.Generator) -> tuple[Floats, int]:
+    def siblings(self, depth: int, rng: np.random.Generator) -> tuple[list[float], int]:
         """See ChanceTable.siblings."""
         groups = self._groups[depth]
         return groups[int(rng.integers(len(groups)))]
@@ -156,7 +156,7 @@ class ChainTraceSource:
         return Draft(CandidateTree.chain(list(range(length)), scores[:length].tolist()), tuple(range(min(accepted, length))))
 
 
-Siblings = Callable[[int, np.random.Generator], tuple[Floats, int]]
+Siblings = Callable[[int, np.random.Generator], tuple[list[float], int]]
 """(depth, generator) -> scores [W] given the parent, and the rank of the target's token among them or NONE."""
 
 
@@ -196,7 +196,7 @@ class _Frontier:
     def expand(self, node: int, depth: int, survival: float, on_path: bool) -> None:
         """Add a node's children."""
         scores, right = self._siblings(depth + 1, self._rng)
-        for rank, score in enumerate(scores[: self._max_width].tolist()):
+        for rank, score in enumerate(scores[: self._max_width]):
             entry = (-survival * score, next(self._found), node, depth + 1, on_path and rank == right)
             heapq.heappush(self.candidates, entry)
 
@@ -206,10 +206,13 @@ class _Frontier:
         return -negative, parent, depth, on_path
 
 
-def _rank(place: float, chances: Floats) -> int:
+def _rank(place: float, chances: list[float]) -> int:
     """Where a uniform number falls among these chances."""
-    rank = int(np.searchsorted(np.cumsum(chances), place, side="right"))
-    return rank if rank < len(chances) else NONE
+    for rank, chance in enumerate(chances):
+        place -= chance
+        if place < 0:
+            return rank
+    return NONE
 
 
 def _groups_of(trace: NodeTrace) -> list[NDArray[np.int64]]:

@@ -117,7 +117,9 @@ class Fixed:
 
 
 class Planned:
-    """This project's own rules."""
+    """This project's own rules, put together as routing/economy.py does but for two things that it may still learn: sessions may go in two
+    alternating halves, and only NUM_EXPLORERS of them try out what full drafts would bring.
+    """
 
     name = "planned"
 

@@ -226,7 +226,8 @@ class Simulation:
         works = [Work(s.session_id, s.num_uncached, len(s.kept)) for s in target.submitted.values()]
         shares = share_rows(works, self._setup.max_rows)
         batch = [(target.submitted[session_id], rows) for session_id, rows in shares.items()]
-        step_ms, router_ms = self._step_ms(batch), self._setup.router.ms(num_ready)
+        step_ms = self._step_ms(batch)
+        router_ms = self._setup.router.ms(num_ready) if num_ready else 0.0  # a target goes on with a prompt by itself
         target.is_busy = True
         self._occupy(router_ms + step_ms, partial(self._end_step, target, batch, step_ms))
 

@@ -24,19 +24,19 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     target: Annotated[str, typer.Option(help="Folder, hub name, or demo:target.")] = "demo:target",
     draft: Annotated[str | None, typer.Option(help="Drafting model: folder or hub name; default: the shipped one of the kind.")] = None,
-    drafter: Annotated[DrafterKind, typer.Option(help="Who guesses.")] = "language_model",
+    drafter: Annotated[DrafterKind, typer.Option(help="Who guesses.")] = "block",
     max_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Drawn and reported if absent.")] = None,
-    max_depth: Annotated[int, typer.Option(min=0, help="Draft positions per round.")] = 4,
+    max_depth: Annotated[int, typer.Option(min=0, max=64, help="Most draft positions per round.")] = 7,
     deterministic: Annotated[bool, typer.Option(help="Bitwise the same whatever the batch; slower.")] = False,
 ) -> None:
     """Continue a prompt in this process, and tell what speculation did."""
     console = Console(highlight=False, soft_wrap=True)
-    chain: dict[str, Any] = {"kind": drafter, "max_depth": max_depth, "max_nodes": max_depth}
+    wanted: dict[str, Any] = {"kind": drafter, "max_depth": max_depth}
     config = EngineConfig(
         target=TargetConfig(model=target, deterministic=deterministic),
-        drafter=DrafterConfig.model_validate(chain | ({"model": draft} if draft is not None else {})),
+        drafter=DrafterConfig.model_validate(wanted | ({"model": draft} if draft is not None else {})),
     )
     try:
         asyncio.run(_generate(console, config, prompt, max_tokens, temperature, seed))

@@ -86,12 +86,12 @@ class DrafterConfig(ModelSource):
     """`block` is the DSpark drafter (DFlash where its checkpoint has no sequential head), `eagle` an EAGLE-3-style one."""
     model: str = SHIPPED_DRAFTERS["block"]
     """Default: the shipped drafter of this kind (SHIPPED_DRAFTERS)."""
-    max_depth: Annotated[int, Field(ge=0, le=64)] = 4
-    """Draft positions per round (`num_speculative_tokens` elsewhere)."""
-    max_nodes: Annotated[int, Field(ge=0, le=256)] = 4
-    """Candidates per session and round."""
-    max_width: Annotated[int, Field(ge=1, le=16)] = 1
-    """Children of one candidate; 1 drafts chains."""
+    max_depth: Annotated[int, Field(ge=0, le=64)] = 7
+    """Most draft positions per round (`num_speculative_tokens` elsewhere)."""
+    max_nodes: Annotated[int, Field(ge=0, le=256)] = 16
+    """Most candidates per session and round."""
+    max_width: Annotated[int, Field(ge=1, le=16)] = 4
+    """Most children of one candidate; 1 drafts chains."""
     min_survival: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Drafters with a model propose no position that they expect to survive less often; `deepspec evaluate` shows what it does."""
     with_lookup: bool = False

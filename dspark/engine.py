@@ -76,6 +76,8 @@ class Engine:
     def from_config(cls, config: EngineConfig | None = None, observer: Observer | None = None) -> "Engine":
         """Load the models of `config` (default: the shipped pair) into this process."""
         config = config or EngineConfig()
+        # Drafter and target share one thread here: nothing hides anything.
+        config = config.model_copy(update={"scheduling": config.scheduling.model_copy(update={"overlap": 0.0})})
         codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
         return cls(LocalBackend.load(config), codec, config, observer)
 

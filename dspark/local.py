@@ -38,11 +38,11 @@ class LocalBackend:
         """Of drafters and target together: two threads that both launch small operations slow each other down at the interpreter's lock."""
 
     @classmethod
-    def load(cls, config: EngineConfig) -> "LocalBackend":
-        """Load what the configuration names. Blocks for as long as that takes."""
+    def load(cls, config: EngineConfig, *, profile: bool = False) -> "LocalBackend":
+        """Load what the configuration names. Blocks for as long as that takes. `profile`: measure the target even if nobody drafts yet."""
         target = load_target(config.target, tuple(config.named_drafters.values()))
         drafters = {name: _load(drafter, config.target) for name, drafter in config.named_drafters.items()}
-        return cls(target, drafters, target.profile() if drafters else None)
+        return cls(target, drafters, target.profile() if drafters or profile else None)
 
     def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
         """The same target weights with one other drafter; `foreign_drafter` is any object of the port, for trying out one's own."""

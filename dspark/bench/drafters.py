@@ -36,7 +36,7 @@ def listed_drafters(text: str, depth: int, device: str = "cpu") -> dict[str, Dra
         )
         if name in found or name == NO_DRAFTER or not DRAFTER_NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is no name for a drafter here, or stands twice", "drafters")
-        found[name] = config.model_copy(update={"max_depth": depth, "max_nodes": depth})
+        found[name] = config.model_copy(update={"max_depth": depth, "max_nodes": depth, "max_width": 1})
     if not found:
         raise ConfigError(f"name at least one drafter: {', '.join(READY_KINDS)} or NAME=KIND:CHECKPOINT", "drafters")
     return found

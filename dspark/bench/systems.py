@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM
 
-from dspark.config import NO_DRAFTER, DrafterConfig, EngineConfig, ModelSource
+from dspark.config import NO_DRAFTER, DrafterConfig, EngineConfig, ModelSource, SchedulingConfig
 from dspark.engine import Completion, Engine
 from dspark.local import LocalBackend
 from dspark.runtime.loading import load_tokenizer, resolve_folder
@@ -116,15 +116,28 @@ class TransformersSystem:
         return ids
 
 
+PLANNED_LIMITS = {"max_depth": 7, "max_nodes": 16, "max_width": 4}
+"""What a planned system is allowed."""
+
+
 def engine_systems(config: EngineConfig) -> dict[str, EngineSystem]:
-    """One target in memory: an Engine without a drafter, named PLAIN and first, and one for each drafter of the configuration."""
+    """One target in memory: an Engine without a drafter, named PLAIN and first, and two for each drafter of the configuration.
+
+    NAME drafts and verifies always what its limits allow; `NAME planned` may do more, and does what the planner finds worth it.
+    """
     alone = config.model_copy(update={"drafters": {}, "drafter": DrafterConfig(kind="none")})
-    backend = LocalBackend.load(alone)
+    backend = LocalBackend.load(alone, profile=True)
     codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
     systems = {PLAIN: EngineSystem(PLAIN, Engine(backend, codec, alone), speculate=False)}
     for name, drafter in config.named_drafters.items():
-        own = alone.model_copy(update={"drafter": drafter})
-        systems[name] = EngineSystem(name, Engine(backend.with_drafter(drafter), codec, own))
+        larger = drafter.model_copy(update=PLANNED_LIMITS)
+        # Drafter and target share one thread: nothing hides anything.
+        for label, own, scheduling in (
+            (name, drafter, SchedulingConfig(mode="fixed", overlap=0.0)),
+            (f"{name} planned", larger, SchedulingConfig(mode="planned", overlap=0.0)),
+        ):
+            settings = alone.model_copy(update={"drafter": own, "scheduling": scheduling})
+            systems[label] = EngineSystem(label, Engine(backend.with_drafter(own), codec, settings))
     return systems
 
 

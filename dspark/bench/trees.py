@@ -1,4 +1,4 @@
-"""tau against verified candidates per round: chains, trees, and selected trees, by real decoding at equal numbers of verified candidates."""
+"""tau against verified candidates per round: chains, trees and selected trees, by real decoding at equal numbers of candidates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -211,7 +211,7 @@ def _serving(facts: CardFacts) -> str:
     return (
         "In `serve_config.yaml`, under `args`:\n\n```yaml\n"
         f"target:\n  model: {facts.target}\ndrafter:\n  kind: {facts.drafter_kind}\n  model: {facts.drafter_path}\n"
-        f"  max_depth: {facts.depth}\n  max_nodes: {facts.depth}\n```\n\nthen `dspark serve serve_config.yaml`."
+        f"  max_depth: {facts.depth}\n```\n\nthen `dspark serve serve_config.yaml`."
     )
 
 

@@ -38,7 +38,7 @@ KEPT_GAIN = 0.05
 DECISION_STEPS = 4
 """Steps that a decision on how much to draft stands: it changes slowly, and making it costs as much as planning."""
 EXPLORED_ROUNDS = 4
-"""Rounds of sessions that are drafted in full when it is time to look what that would bring; all sessions at once would cost a whole step."""
+"""Rounds of sessions that are drafted in full when it is time to look what that brings; all sessions at once would cost a whole step."""
 LEARN_ROUNDS = 16
 """Rounds of sessions that are learned from together: sixteen cost little more than one."""
 Regime = tuple[str, bool]

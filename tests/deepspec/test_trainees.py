@@ -14,8 +14,8 @@ from dspark.deepspec.data import Sample
 from dspark.deepspec.features import TargetView
 from dspark.deepspec.job import SERVED_KINDS
 from dspark.deepspec.train import Trainer
-from dspark.drafting.growth import Draft
 from dspark.drafting.build import load_drafter
+from dspark.drafting.growth import Draft
 from dspark.engine import Engine
 from dspark.local import LocalBackend
 from dspark.runtime.loading import load_tokenizer

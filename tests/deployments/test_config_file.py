@@ -42,8 +42,8 @@ def test_the_built_in_default_and_the_shipped_file_agree(key: str) -> None:
     [
         ("http_options:", "http_optoins:", "http_optoins", "http_optoins: unknown key; did you mean 'http_options'?"),
         ("  port: 8000", "  prot: 8000", "prot", "http_options.prot: unknown key; did you mean 'port'?"),
-        ("max_depth: 4", "max_dpeth: 4", "max_dpeth", "args.drafter.max_dpeth: unknown key; did you mean 'max_depth'?"),
-        ("max_depth: 4", "max_depth: 65", "max_depth", "args.drafter.max_depth: Input should be less than or equal to 64"),
+        ("max_depth: 7", "max_dpeth: 4", "max_dpeth", "args.drafter.max_dpeth: unknown key; did you mean 'max_depth'?"),
+        ("max_depth: 7", "max_depth: 65", "max_depth", "args.drafter.max_depth: Input should be less than or equal to 64"),
         ("kind: block", "kind: magic", "kind: magic", "args.drafter.kind: Input should be 'none'"),
         ("kind: block", "kind: none\n        kind: none", "kind: none", "args.drafter.kind: this key stands twice"),
         ("{min_replicas: 1, max", "{min_replicas: 2, max", "min_replicas: 2", "min_replicas (2) is above max_replicas (1)"),
@@ -126,7 +126,7 @@ def test_one_drafter_has_the_name_default_and_none_is_nobody() -> None:
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    path = changed(tmp_path, "max_depth: 4", "max_dpeth: 4\n        max_nods: 3\n        num_thread: 2")
+    path = changed(tmp_path, "max_depth: 7", "max_dpeth: 4\n        max_nods: 3\n        num_thread: 2")
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert len(str(caught.value).splitlines()) == 3

@@ -24,9 +24,12 @@ DraftersOption = Annotated[
 UrlOption = Annotated[str, typer.Option(help="A running service.")]
 
 
-def _config(threads: int, depth: int, drafters: str) -> EngineConfig:
+TargetOption = Annotated[str, typer.Option(help="Folder, hub name or demo:target; the drafters must have been made for it.")]
+
+
+def _config(threads: int, depth: int, drafters: str, target: str = "demo:target") -> EngineConfig:
     try:
-        return EngineConfig(target=TargetConfig(num_threads=threads), drafters=listed_drafters(drafters, depth))
+        return EngineConfig(target=TargetConfig(model=target, num_threads=threads), drafters=listed_drafters(drafters, depth))
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--drafters") from None
 
@@ -112,12 +115,13 @@ def speed(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
     transformers: Annotated[bool, typer.Option(help="Also time transformers' generate and assisted generation.")] = True,
     deterministic: Annotated[bool, typer.Option(help="Also time deterministic mode.")] = False,
+    target: TargetOption = "demo:target",
 ) -> None:
     """Tokens per second in one process, interleaved, as ratios to plain decoding in the same stack."""
     from dspark.bench.reports import SpeedPlan, speed_table
 
     plan = SpeedPlan(prompts, count, max_tokens, clients, temperature, transformers, deterministic)
-    console.print(speed_table(_config(threads, depth, drafters), plan), markup=False)
+    console.print(speed_table(_config(threads, depth, drafters, target), plan), markup=False)
 
 
 @app.command()

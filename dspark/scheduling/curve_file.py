@@ -12,6 +12,7 @@ import numpy as np
 
 from dspark.errors import FingerprintMismatch, InvalidMessage, ModelLoadError
 from dspark.scheduling.curve import MAX_POINTS, ThroughputCurve
+from dspark.scheduling.records import check_object, check_version, parse, some_list
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 1024 * 1024
@@ -70,10 +71,9 @@ class SavedCurve:
     @classmethod
     def from_json(cls, text: str, file: str = "curve.json") -> "SavedCurve":
         """Raises ModelLoadError naming file and key."""
-        record = _parse(text, file)
-        _check_keys(record, _KEYS, file, "")
-        if type(record["format_version"]) is not int or record["format_version"] != FORMAT_VERSION:
-            raise ModelLoadError(f"{file}: format_version {record['format_version']!r} is not {FORMAT_VERSION}", "format_version")
+        record = parse(text, file)
+        check_object(record, _KEYS, file)
+        check_version(record, FORMAT_VERSION, file)
         return cls(_read_curve(record, file), _read_setup(record["setup"], file))
 
 
@@ -88,18 +88,8 @@ def read_curve(path: Path) -> SavedCurve:
     return SavedCurve.from_json(text, str(path))
 
 
-def _parse(text: str, file: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ModelLoadError(f"{file}: holds {type(record).__name__}, not an object")
-    return record
-
-
 def _read_curve(record: dict[str, Any], file: str) -> ThroughputCurve:
-    lines = _list(record["step_ms"], file, "step_ms")
+    lines = some_list(record["step_ms"], file, "step_ms")
     rows = _numbers(record["rows"], (int,), file, "rows")
     times = [_numbers(line, (int, float), file, f"step_ms[{i}]") for i, line in enumerate(lines)]
     for i, line in enumerate(times):
@@ -115,9 +105,7 @@ def _read_curve(record: dict[str, Any], file: str) -> ThroughputCurve:
 
 
 def _read_setup(record: Any, file: str) -> CurveSetup:
-    if not isinstance(record, dict):
-        raise ModelLoadError(f"{file}: setup is {type(record).__name__}, not an object", "setup")
-    _check_keys(record, {field.name for field in fields(CurveSetup)}, file, "setup.")
+    check_object(record, {field.name for field in fields(CurveSetup)}, file, "setup")
     for field in fields(CurveSetup):
         value = record[field.name]
         if type(value) is not field.type or (isinstance(value, str) and len(value) > MAX_TEXT_CHARS):
@@ -125,20 +113,9 @@ def _read_setup(record: Any, file: str) -> CurveSetup:
     return CurveSetup(**record)
 
 
-def _check_keys(record: dict[str, Any], expected: set[str], file: str, prefix: str) -> None:
-    for key in sorted(expected ^ set(record)):
-        raise ModelLoadError(f"{file}: {prefix}{key} is {'missing' if key in expected else 'unknown'}", f"{prefix}{key}")
-
-
-def _list(value: Any, file: str, key: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise ModelLoadError(f"{file}: {key} is not a list with anything in it", key)
-    return value
-
-
 def _numbers(value: Any, kinds: tuple[type, ...], file: str, key: str) -> list[Any]:
     """Of a size that numpy can hold; true and false are none. Their meaning is the curve's to check."""
-    items = _list(value, file, key)
+    items = some_list(value, file, key)
     if len(items) > MAX_POINTS or not all(type(item) in kinds and -1e15 <= item <= 1e15 for item in items):
         raise ModelLoadError(f"{file}: {key} holds something that is not a number of a sane size", key)
     return items

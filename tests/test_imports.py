@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: From the bottom up. A room imports rooms of its own line or of lines below; rooms split by `|` do not import each other.
 LAYERS = """
 types, errors
-tree, session, messages, ports, config, batching
-noise, sampling, acceptance, scheduling
+tree, session, messages, config, batching
+noise, sampling, acceptance, scheduling, ports
 runtime
 verifying | drafting | wire | fakes
 routing | serving

@@ -10,7 +10,7 @@ from dspark.bench.lossless import Comparison, GapMeter, compare
 from dspark.bench.prompts import load_prompts
 from dspark.bench.speed import forward_rate, interleave, ratios
 from dspark.bench.systems import PLAIN, EngineSystem, System, TransformersSystem, Workload, engine_systems
-from dspark.config import DrafterConfig, EngineConfig
+from dspark.config import DrafterConfig, EngineConfig, SchedulingConfig
 from dspark.engine import Completion, Engine
 from dspark.fakes import LyingDrafter
 from dspark.local import LocalBackend
@@ -163,7 +163,8 @@ def _lying_system(plain: EngineSystem, config: EngineConfig) -> EngineSystem:
     drafter = DrafterConfig(kind="lookup", max_depth=_depth(config), max_nodes=_depth(config))
     lying = backend.with_drafter(drafter, LyingDrafter(vocab_size=plain.engine.card.vocab_size, seed=SEED))
     codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
-    return EngineSystem("lying", Engine(lying, codec, config.model_copy(update={"drafters": {}, "drafter": drafter})))
+    fixed = SchedulingConfig(mode="fixed")  # a planner soon leaves a liar alone
+    return EngineSystem("lying", Engine(lying, codec, config.model_copy(update={"drafters": {}, "drafter": drafter, "scheduling": fixed})))
 
 
 def _deterministic(config: EngineConfig) -> EngineConfig:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.config import DrafterConfig, EngineConfig, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, SchedulingConfig, TargetConfig
 from dspark.deepspec.batches import AnchoredSample, Batch, collate
 from dspark.deepspec.data import Sample
 from dspark.deepspec.features import TargetView
@@ -126,11 +126,13 @@ def served(config: DrafterConfig, target: Path, prompt: list[int]) -> tuple[list
     def listen(session: SessionId, base_length: int, draft: Draft) -> None:
         drafts.append((base_length, draft))
 
+    config = config.model_copy(update={"max_depth": 4, "max_width": 1})
     own = TargetConfig(model=str(target), num_threads=1)
     loaded = load_drafter(config, own)
     loaded.drafter.listener = listen
     backend = LocalBackend(load_target(own).with_own_cache((config,)), {"default": loaded})
-    engine = Engine(backend, TextCodec(load_tokenizer(target)), EngineConfig(target=own, drafter=config))
+    settings = EngineConfig(target=own, drafter=config, scheduling=SchedulingConfig(mode="fixed"))
+    engine = Engine(backend, TextCodec(load_tokenizer(target)), settings)
     (request,) = engine.requests([prompt], max_tokens=24, temperature=1.0, seed=1, ignore_eos=True)
 
     async def run() -> list[int]:

@@ -96,11 +96,11 @@ def test_doctor_refuses_a_drafter_of_another_target(config: Path, tiny_folder: P
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ({}, "demo:dspark (depth 4)"),
+        ({}, "demo:dspark (depth 7)"),
         ({"drafter": {"kind": "lookup", "max_depth": 2}}, "lookup (depth 2)"),
         ({"drafter": {"kind": "block", "max_depth": 7}}, "demo:dspark (depth 7)"),
         ({"drafter": {"kind": "none"}}, "none"),
-        ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:dspark (depth 4), b: lookup (depth 4)"),
+        ({"drafters": {"a": {}, "b": {"kind": "lookup"}}}, "a: demo:dspark (depth 7), b: lookup (depth 7)"),
     ],
 )
 def test_the_banner_tells_who_drafts(args: dict[str, object], told: str) -> None:

@@ -12,7 +12,7 @@ from dspark.bench.drafters import listed_drafters
 from dspark.bench.lossless import GapMeter, compare
 from dspark.bench.prompts import load_prompts
 from dspark.bench.systems import PLAIN, EngineSystem, TransformersSystem, Workload, engine_systems
-from dspark.config import DrafterConfig, EngineConfig, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, SchedulingConfig, TargetConfig
 from dspark.engine import Engine
 from dspark.fakes import LyingDrafter
 from dspark.local import LocalBackend
@@ -41,7 +41,8 @@ def _systems(folder: Path, deterministic: bool) -> dict[str, EngineSystem]:
     assert isinstance(plain.backend, LocalBackend)
     liar = LyingDrafter(vocab_size=plain.card.vocab_size, seed=SEED)
     backend = plain.backend.with_drafter(LIAR, liar)
-    systems["lying"] = EngineSystem("lying", Engine(backend, plain.codec, EngineConfig(target=config.target, drafter=LIAR)))
+    fixed = EngineConfig(target=config.target, drafter=LIAR, scheduling=SchedulingConfig(mode="fixed"))  # planned soon leaves a liar alone
+    systems["lying"] = EngineSystem("lying", Engine(backend, plain.codec, fixed))
     return systems
 
 

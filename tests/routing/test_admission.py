@@ -83,6 +83,12 @@ def test_the_candidates_rows_are_paid_for_but_never_make_it_slower_than_plain() 
     assert tokens_per_second(load_of(0, rows_per_session=1.2), 2, 2.0) == 100.0, "2.4 rows are 3"
 
 
+def test_a_drafted_round_waits_for_its_drafts_and_a_plain_one_does_not() -> None:
+    alone = TargetLoad(0, (), STAIR_MS, rows_per_session=4.0, draft_ms=5.0)
+    assert tokens_per_second(alone, 1, 3.0) == 120.0, "3 tokens in 5 and 20 ms"
+    assert tokens_per_second(alone, 1, 2.4) == 100.0
+
+
 def test_more_rows_than_a_step_holds_take_several() -> None:
     speeds = [tokens_per_second(load_of(0), n, 1.0) for n in (8, 9, 16, 17, 19)]
     assert speeds == [1e3 / 40, 1e3 / 50, 1e3 / 80, 1e3 / 90, 1e3 / 100]

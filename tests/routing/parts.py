@@ -12,7 +12,7 @@ from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
 GREEDY = SamplingParams(temperature=0.0)
 NOISY = SamplingParams(temperature=1.0, top_p=0.95, seed=21)
-DRAFTER = DrafterConfig(max_depth=4, max_nodes=8)
+DRAFTER = DrafterConfig(max_depth=4, max_nodes=8, max_width=1)
 LIMITS_OF_DRAFTER = DraftLimits(4, 1, 8)
 LIMITS: dict[str, Any] = {"draft_timeout_s": 0.05, "draft_retry_s": 0.02, "verify_timeout_s": 5.0}
 

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from dspark.config import DrafterConfig
-from dspark.routing.economy import Economy, Standing, TargetEconomy, Verified, Waiting, limits_of
+from dspark.routing.economy import (
+    DECISION_STEPS,
+    EXPLORED_ROUNDS,
+    LEARN_ROUNDS,
+    MAX_OBSERVED,
+    Economy,
+    Standing,
+    TargetEconomy,
+    Verified,
+    Waiting,
+    limits_of,
+)
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
@@ -22,6 +33,8 @@ LIKELY = CandidateTree.chain([1, 2, 3, 4], SCORES)
 UNLIKELY = CandidateTree.chain([1, 2, 3, 4], [0.1, 0.04, 0.02, 0.01])
 FLAT, STEEP = (10.0, 0.0), (0.0, 10.0)
 """A step's (base_ms, row_ms): on a flat target candidates are free, on a steep one each costs as much as an anchor."""
+FIRST_ROUNDS = LEARN_ROUNDS * FIRST_DRAFTS // MAX_OBSERVED
+"""Until the first drafts have been learned from."""
 
 
 def curve_of(base_ms: float, row_ms: float) -> ThroughputCurve:
@@ -43,6 +56,12 @@ class Books:
         session.drafter = drafter
         self.target.enter(session)
         return session
+
+    def decided(self, session: Session) -> DraftLimits:
+        """The decision itself, after what is drafted in full to look around."""
+        for _ in range(EXPLORED_ROUNDS):
+            self.target.draft_limits(session)
+        return self.target.draft_limits(session)
 
     def drafts_cost(self, draft_ms: float) -> None:
         for sessions in (1, 2, 3, 4):
@@ -91,9 +110,9 @@ def test_a_steep_target_has_less_drafted() -> None:
         books.drafts_cost(0.1)
         session = books.session("a")
         assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER, "the first drafts are drafted in full, to learn"
-        for accepted in (4, 3, 3, 1) * (FIRST_DRAFTS // 4 + 1):  # as many as the scores say, about
+        for accepted in (4, 3, 3, 1) * (FIRST_ROUNDS // 4 + 1):  # as many as the scores say, about
             books.step(session, LIKELY, accepted)
-        depths.append(books.target.draft_limits(session).max_depth)
+        depths.append(books.decided(session).max_depth)
     assert depths[0] == 4
     assert 0 < depths[1] < 4
     assert depths[2] == 0
@@ -105,25 +124,28 @@ def test_a_slow_drafter_is_left_alone_where_it_costs_more_than_it_brings() -> No
         books = Books(FLAT)
         books.drafts_cost(draft_ms)
         session = books.session("a")
-        for _ in range(FIRST_DRAFTS):
+        for _ in range(FIRST_ROUNDS):
             books.step(session, LIKELY, accepted=4)
-        depths.append(books.target.draft_limits(session).max_depth)
+        depths.append(books.decided(session).max_depth)
     assert depths == [4, 0]
 
 
-def test_limits_are_decided_once_per_step_and_apart_for_greedy_and_sampled_text() -> None:
+def test_limits_are_decided_every_few_steps_and_apart_for_greedy_and_sampled_text() -> None:
     books = Books((5.0, 6.0))
     books.drafts_cost(0.1)
     greedy, other, sampled = books.session("a"), books.session("b"), books.session("c", greedy=False)
-    for _ in range(FIRST_DRAFTS):
+    for _ in range(2 * FIRST_ROUNDS):  # of which each regime learns a half
         books.step(greedy, LIKELY, accepted=4)
         books.step(sampled, UNLIKELY)
-    limits = books.target.draft_limits(greedy)
+    limits = books.decided(greedy)
     assert not limits.skips
     assert books.target.draft_limits(other) is limits
-    assert books.target.draft_limits(sampled) == SKIP
+    assert books.decided(sampled) == SKIP
     books.step(greedy, LIKELY, accepted=4)
-    assert books.target.draft_limits(greedy) is not limits
+    assert books.target.draft_limits(greedy) is limits
+    for _ in range(DECISION_STEPS):
+        books.step(greedy, LIKELY, accepted=4)
+    assert books.decided(greedy) is not limits
 
 
 def test_sessions_that_ask_in_the_same_step_do_not_end_a_pause_sooner() -> None:
@@ -135,16 +157,24 @@ def test_sessions_that_ask_in_the_same_step_do_not_end_a_pause_sooner() -> None:
         assert books.target.draft_limits(session) == SKIP
 
 
+def rounds_until(books: Books, session: Session, skips: bool, tree: CandidateTree, committed: int) -> int:
+    """Rounds until the decision is another."""
+    for count in range(10 * FIRST_PAUSE_ROUNDS):
+        if books.target.draft_limits(session).skips == skips:
+            return count
+        if len(tree):
+            books.economy.round_done(session, committed, 20.0, 100.0)
+        books.step(session, tree, accepted=committed - 1)
+    raise AssertionError("nothing changed")
+
+
 def test_a_drafter_that_does_not_pay_is_switched_off_and_probed_again() -> None:
+    """A round of 20 ms in which plain decoding makes 2 tokens; decisions stand for a few steps, so a change shows a little later."""
     books = Books()
     session = books.session("a")
-    for _ in range(MIN_ROUNDS):
-        assert not books.target.draft_limits(session).skips
-        books.economy.round_done(session, 1, 20.0, 100.0)  # 50 tokens per second, plain decoding makes 100
-        books.step(session, LIKELY)
-    for _ in range(FIRST_PAUSE_ROUNDS):
-        assert books.target.draft_limits(session) == SKIP
-        books.step(session, CandidateTree.empty())
+    late = range(DECISION_STEPS + 1)
+    assert rounds_until(books, session, True, LIKELY, committed=1) - MIN_ROUNDS in late
+    assert rounds_until(books, session, False, CandidateTree.empty(), committed=1) - FIRST_PAUSE_ROUNDS in late
     for _ in range(PROBE_ROUNDS):
         assert not books.target.draft_limits(session).skips
         books.economy.round_done(session, 4, 20.0, 100.0)

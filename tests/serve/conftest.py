@@ -67,7 +67,7 @@ class Cluster:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum over all processes of a metric's newest values; 0 if nobody has published it."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5.0) as response:
+        with urllib.request.urlopen(self.metrics_url, timeout=20.0) as response:
             lines = response.read().decode().splitlines()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         found = [line for line in lines if line.startswith(f"ray_dspark_{name}{{") and all(label in line for label in wanted)]

@@ -39,9 +39,9 @@ ARGS = """\
       target: {num_threads: 1, deterministic: true, kv_cache: {num_tokens: 16384}}
       scheduling: {mode: fixed}
       drafters:
-        general: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7}
-        small: {kind: language_model, model: "demo:drafter", num_threads: 1}
-        lookup: {kind: lookup}
+        general: {kind: block, model: "demo:dspark", num_threads: 1, max_depth: 7, max_nodes: 7, max_width: 1}
+        small: {kind: language_model, model: "demo:drafter", num_threads: 1, max_depth: 4, max_nodes: 4, max_width: 1}
+        lookup: {kind: lookup, max_depth: 4, max_nodes: 4, max_width: 1}
       draft_deployments:
         general: {health_check_period_s: 1, autoscaling: {min_replicas: 2, max_replicas: 2}}
 """

@@ -37,7 +37,7 @@ ARGS = """\
       scheduling: {{mode: fixed}}
       drafters:
         tree: {{kind: block, model: "demo:dspark", num_threads: 1, max_depth: {depth}, max_width: {width}, max_nodes: {nodes}}}
-        eagle: {{kind: eagle, model: "{eagle}", num_threads: 1, max_depth: {depth}, max_nodes: {depth}}}
+        eagle: {{kind: eagle, model: "{eagle}", num_threads: 1, max_depth: {depth}, max_width: {width}, max_nodes: {depth}}}
 """
 
 

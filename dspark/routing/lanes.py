@@ -204,8 +204,12 @@ class VerifyLane:
         started = [since for since, limits in self._drafting.values() if not limits.skips]
         wait_ms = self.books.wait_ms(len(self._ready), [(loop.time() - since) * 1e3 for since in started])
         if wait_ms > 0 and self._waited is None:
-            self._waited = loop.call_later(wait_ms / 1e3, self._fire, False)
+            self._waited = loop.call_later(wait_ms / 1e3, self._stop_waiting)
         return wait_ms > 0
+
+    def _stop_waiting(self) -> None:
+        self._waited = None
+        self._fire(patient=False)
 
     def _end_wait(self) -> None:
         if self._waited is not None:

@@ -395,7 +395,6 @@ async def test_a_draft_that_is_given_up_is_not_waited_for() -> None:
     await house.lane.stop()
 
 
-@pytest.mark.xfail(strict=True, reason="VerifyLane keeps a timer that went off while nobody was ready")
 async def test_a_session_that_left_while_the_target_waited_does_not_take_the_next_ones_timer_along() -> None:
     """The timer of its wait finds nobody ready; who comes then needs one of his own, or waits as long as the drafter hangs."""
     house, never = PatientHouse(50.0), LateDrafts()

@@ -22,9 +22,9 @@ from tests.warm_drafters import TrainedKind, write_drafter
 KINDS: dict[TrainedKind, str] = {"dspark": "block", "dflash": "block", "eagle3": "eagle"}
 LIAR = DrafterConfig(kind="lookup", max_depth=4, max_nodes=8)
 SEED = 11
-LEAST_ACCEPTED = {"lookup": 1, "language_model": 40, "dspark": 10, "dflash": 10, "eagle3": 1, "lying": 0}
-NUM_PROMPTS = 8
-MAX_TOKENS = 32
+LEAST_ACCEPTED = {"lookup": 1, "language_model": 20, "dspark": 5, "dflash": 5, "eagle3": 1, "lying": 0}
+NUM_PROMPTS = 6
+MAX_TOKENS = 24
 Answers = list[list[int]]
 
 
@@ -83,12 +83,13 @@ def test_every_drafter_and_batch_size_gives_the_tokens_of_plain_decoding(
 
 def test_the_drafters_really_were_at_work(systems: tuple[dict[str, EngineSystem], bool]) -> None:
     """Equality would be cheap if nobody drafted."""
-    made, _ = systems
-    prompts = [made[PLAIN].engine.encode(text) for text in load_prompts(None, NUM_PROMPTS)]
+    made, deterministic = systems
+    share = 2 if deterministic else 1  # that mode is slow
+    prompts = [made[PLAIN].engine.encode(text) for text in load_prompts(None, NUM_PROMPTS // share)]
     for name, least_accepted in LEAST_ACCEPTED.items():
         usages = [answer.usage for answer in made[name].run(prompts, Workload(MAX_TOKENS, 0.8, SEED))]
-        assert sum(usage.selected_tokens for usage in usages) > 50, name
-        assert sum(usage.accepted_tokens for usage in usages) >= least_accepted, name
+        assert sum(usage.selected_tokens for usage in usages) > 50 // share, name
+        assert sum(usage.accepted_tokens for usage in usages) >= least_accepted // share, name
 
 
 def test_greedy_output_is_that_of_generate() -> None:

@@ -3,10 +3,11 @@ what is made of the traces.
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
@@ -22,6 +23,7 @@ from dspark.deepspec.results import EvaluationResult, Report, SweepRow, evaluati
 from dspark.deepspec.traces import DecodingTrace
 from dspark.errors import ConfigError
 
+_Trace = TypeVar("_Trace")
 PromptSets = Mapping[str, Sequence[Sequence[int]]]
 """Name -> prompts as token ids."""
 
@@ -86,24 +88,30 @@ def collect(
     decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
 ) -> DecodingTrace:
     """Traces of one drafter at several temperatures, for fitting. The same prompt is the same session at each of them."""
-    traces = []
-    with _bars() as bars:
-        for temperature in temperatures:
-            task = bars.add_task(f"decoding at temperature {temperature:g}", total=len(prompts))
-            traces.append(decoder.trace(drafter, prompts, temperature, plan, partial(bars.advance, task))[0])
-    return DecodingTrace.concatenate(traces)
+    return DecodingTrace.concatenate(
+        _at_each(temperatures, "decoding", len(prompts), lambda t, done: decoder.trace(drafter, prompts, t, plan, done)[0])
+    )
 
 
 def collect_nodes(
     decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
 ) -> NodeTrace:
     """Verdicts on the candidates of trees, at several temperatures."""
+    return NodeTrace.concatenate(
+        _at_each(temperatures, "trees", len(prompts), lambda t, done: decoder.node_trace(drafter, prompts, t, plan, done))
+    )
+
+
+def _at_each(
+    temperatures: Sequence[float], label: str, num_prompts: int, decode: Callable[[float, Callable[[], None]], _Trace]
+) -> list[_Trace]:
+    """What `decode` makes of each temperature, with a bar for it; `decode` calls its second argument after each prompt."""
     traces = []
     with _bars() as bars:
         for temperature in temperatures:
-            task = bars.add_task(f"trees at temperature {temperature:g}", total=len(prompts))
-            traces.append(decoder.node_trace(drafter, prompts, temperature, plan, partial(bars.advance, task)))
-    return NodeTrace.concatenate(traces)
+            task = bars.add_task(f"{label} at temperature {temperature:g}", total=num_prompts)
+            traces.append(decode(temperature, partial(bars.advance, task)))
+    return traces
 
 
 @dataclass(frozen=True, slots=True)

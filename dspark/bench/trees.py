@@ -8,8 +8,10 @@ import numpy as np
 from rich.progress import Progress
 
 from dspark.bench.prompts import load_prompts
+from dspark.bench.rejection import RejectionBound, with_interval
 from dspark.config import DrafterConfig, TargetConfig
 from dspark.deepspec.cards import markdown_table
+from dspark.deepspec.data import Sample
 from dspark.deepspec.decoding import Decoder, DecodingPlan
 from dspark.deepspec.metrics import count_acceptance, summarise_acceptance
 from dspark.deepspec.traces import DecodingTrace
@@ -33,6 +35,7 @@ def trees_table(target: TargetConfig, drafters: Mapping[str, DrafterConfig], pro
     """Markdown. A chain is no deeper than `plan.decoding.depth`; a tree verifies all that it grew; a selected tree those above a threshold.
 
     The threshold is the one above which the mean round of a large tree has as many candidates: spent where they are likely to be accepted.
+    What a rejection chain could expect (rejection.py) is told for block drafters, as deep as the candidates allow.
     """
     decoder = Decoder(target)
     texts = [decoder.codec.encode(text) for text in load_prompts(prompts, count)]
@@ -41,11 +44,21 @@ def trees_table(target: TargetConfig, drafters: Mapping[str, DrafterConfig], pro
         task = bars.add_task("decoding", total=len(drafters) * len(plan.temperatures) * len(plan.nodes) * 3)
         for name, config in drafters.items():
             for temperature in plan.temperatures:
+                bounds = _rejection_bounds(target, config, decoder.answers(texts, temperature, plan.decoding), temperature)
                 for nodes in plan.nodes:
                     cells = [_cell(trace) for trace in _compared(decoder, config, texts, temperature, nodes, plan)]
-                    rows.append([name, f"{temperature:g}", str(nodes), *cells])
+                    bound = bounds[min(nodes, len(bounds)) - 1] if bounds else ""
+                    rows.append([name, f"{temperature:g}", str(nodes), bound, *cells])
                     bars.advance(task, 3)
-    return markdown_table(["drafter", "temperature", "candidates", "chain", "tree", "selected tree"], rows)
+    return markdown_table(["drafter", "temperature", "candidates", "rejection chain, expected", "chain", "tree", "selected tree"], rows)
+
+
+def _rejection_bounds(target: TargetConfig, drafter: DrafterConfig, answers: Sequence[Sample], temperature: float) -> list[str]:
+    """By depth; nothing for a drafter whose distributions are not to be had."""
+    if drafter.kind != "block":
+        return []
+    taus = RejectionBound(target, drafter).taus(answers, temperature)
+    return [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in with_interval(taus)]
 
 
 def _compared(

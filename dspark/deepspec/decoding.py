@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dspark.config import DrafterConfig, EngineConfig, LimitsConfig, SchedulingConfig, TargetConfig
+from dspark.deepspec.data import Sample
 from dspark.deepspec.node_traces import NodeTrace, NodeTraceRecorder
 from dspark.deepspec.traces import DecodingTrace, TraceRecorder
 from dspark.drafting.build import LoadedDrafter, load_drafter, lookup_drafter
 from dspark.drafting.growth import UNKNOWN, Draft
-from dspark.engine import Engine
+from dspark.engine import Completion, Engine
 from dspark.local import LocalBackend
 from dspark.messages import StepReport
 from dspark.ports import Drafter
@@ -129,6 +132,14 @@ class Decoder:
         collector, seconds = self._decoded(drafter, prompts, temperature, plan, done)
         return collector.recorder.trace(), seconds
 
+    def answers(self, prompts: Sequence[Sequence[int]], temperature: float, plan: DecodingPlan) -> list[Sample]:
+        """The target's own, by plain decoding; each with its prompt."""
+        config = EngineConfig(target=self._config, drafter=DrafterConfig(kind="none"))
+        engine = Engine(LocalBackend(self._target.with_own_cache(()), {}), self.codec, config)
+        completions = asyncio.run(_decode(engine, prompts, temperature, plan, lambda: None))
+        pairs = zip(prompts, completions, strict=True)
+        return [Sample(str(n), np.asarray([*ids, *made.token_ids], np.int32), len(ids)) for n, (ids, made) in enumerate(pairs)]
+
     def _decoded(
         self,
         drafter: DrafterConfig,
@@ -160,17 +171,18 @@ class Decoder:
 
 async def _decode(
     engine: Engine, prompts: Sequence[Sequence[int]], temperature: float, plan: DecodingPlan, done: Callable[[], None]
-) -> None:
+) -> list[Completion]:
     places = asyncio.Semaphore(plan.concurrency)
 
-    async def one(prompt: Sequence[int]) -> None:
+    async def one(prompt: Sequence[int]) -> Completion:
         async with places:
             (request,) = engine.requests(
                 [prompt], max_tokens=plan.max_tokens, temperature=temperature, seed=plan.seed, ignore_eos=True
             )
-            await engine.complete(request)
+            completion = await engine.complete(request)
             done()
+            return completion
 
     async with engine, asyncio.TaskGroup() as tasks:
-        for prompt in prompts:
-            tasks.create_task(one(prompt))
+        running = [tasks.create_task(one(prompt)) for prompt in prompts]
+    return [task.result() for task in running]

@@ -28,6 +28,6 @@ def test_trees_commit_more_than_chains_of_as_many_candidates() -> None:
     plan = TreePlan((1.0,), (7,), 4, DecodingPlan(max_tokens=48))
     table = trees_table(TargetConfig(num_threads=1), {"block": DrafterConfig(num_threads=1)}, None, 12, plan)
     row = table.splitlines()[-1].split("|")
-    chain, tree, selected = (float(cell.split()[0]) for cell in row[4:7])
+    chain, tree, selected = (float(cell.split()[0]) for cell in row[5:8])
     assert tree > chain
     assert selected > chain

@@ -83,7 +83,7 @@ def test_doctor_reads_what_the_shipped_configuration_names() -> None:
     """Its ports may be in use here; its models must be sound."""
     result = runner.invoke(main, ["doctor", str(SHIPPED), "--metrics-port", str(free_port())])
     assert "ok       target demo:target: 68 tensors" in result.output
-    assert "ok       drafter demo:dspark: block, 2 layers, reads target layers 0, 1, 2, 3, 4" in result.output
+    assert "ok       drafter demo:dspark: block, 4 layers, reads target layers 0, 1, 2, 3, 4" in result.output
 
 
 def test_doctor_refuses_a_drafter_of_another_target(config: Path, tiny_folder: Path) -> None:

@@ -144,9 +144,9 @@ TREE_WIDTH = 4
 
 _CHAINS = {
     # This project's card of demo:dspark, held-out prompts: accepted given that all before it were, by position.
-    "demo-dspark-t0": (0.871, 0.705, 0.640, 0.649, 0.632, 0.685, 0.702),
-    "demo-dspark-t0.7": (0.720, 0.591, 0.571, 0.581, 0.588, 0.630, 0.570),
-    "demo-dspark-t1": (0.564, 0.521, 0.514, 0.527, 0.514, 0.544, 0.468),
+    "demo-dspark-t0": (0.936, 0.908, 0.912, 0.907, 0.914, 0.869, 0.877),
+    "demo-dspark-t0.7": (0.817, 0.795, 0.783, 0.764, 0.745, 0.777, 0.759),
+    "demo-dspark-t1": (0.746, 0.649, 0.627, 0.626, 0.612, 0.674, 0.607),
     # vllm-ascend #13640, V4-Flash, block of 7: survival .739 .478 .261 .174 .130 .087 .043, as ratios of neighbours; tau 2.91.
     "v4-flash": (0.739, 0.647, 0.546, 0.667, 0.747, 0.669, 0.494),
 }

@@ -37,4 +37,4 @@ class Draft(LeasedReplica):
         ReplicaGauges(self.deployment, self.replica_id).start(self._gauges)
 
     def _gauges(self) -> dict[str, float]:
-        return {"leases": len(self.book), "held_sessions": self._drafter.num_sessions}
+        return {"leases": len(self.book), "held_sessions": self._drafter.num_sessions, "refits": self._drafter.num_refits}

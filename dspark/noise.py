@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark.devices import on_device
+
 _MASK64 = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -77,7 +79,7 @@ def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) ->
 
 def random_words(keys: list[NoiseKey], num_pairs: int, device: torch.device) -> torch.Tensor:
     """[R, 2 * num_pairs] int64 holding 32-bit words: both halves of each 64-bit output."""
-    row_keys = torch.tensor([[_signed(_row_key(key))] for key in keys], dtype=torch.int64, device=device)  # [R, 1]
+    row_keys = on_device([_signed(_row_key(key)) for key in keys], torch.int64, device).unsqueeze(-1)  # [R, 1]
     steps = torch.arange(1, num_pairs + 1, dtype=torch.int64, device=device) * _signed(_GAMMA)
     mixed = mix64(row_keys + steps)
     return torch.stack((mixed & 0xFFFFFFFF, (mixed >> 32) & 0xFFFFFFFF), dim=-1).flatten(1)

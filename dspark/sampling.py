@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark.devices import on_device
 from dspark.noise import NoiseCache, NoiseKey
 from dspark.types import SamplingParams
 
@@ -70,7 +71,7 @@ class Sampler:
         noise = self._noise.rows([NoiseKey(row.params.seed, row.params.choice, row.position) for row in chosen])
         if len(sampled) == len(rows):
             return process_logits(scores, [row.params for row in chosen]).add_(noise)
-        index = torch.tensor(sampled, device=logits.device)
+        index = on_device(sampled, torch.int64, logits.device)
         processed = process_logits(scores[index], [row.params for row in chosen]).add_(noise)
         return scores.index_copy(0, index, processed)
 
@@ -98,9 +99,9 @@ def _keep_top_k(scores: torch.Tensor, top_k: list[int]) -> torch.Tensor:
     vocab_size = scores.shape[-1]
     ranks = [k - 1 if 0 < k < vocab_size else vocab_size - 1 for k in top_k]
     largest = scores.topk(max(r for r in ranks if r < vocab_size - 1) + 1, dim=-1).values  # [R, max k]
-    index = torch.tensor([[min(rank, largest.shape[-1] - 1)] for rank in ranks], device=scores.device)
+    index = on_device([[min(rank, largest.shape[-1] - 1)] for rank in ranks], torch.int64, scores.device)
     threshold = largest.gather(-1, index)  # [R, 1]
-    unlimited = torch.tensor([[rank == vocab_size - 1] for rank in ranks], device=scores.device)
+    unlimited = on_device([[rank == vocab_size - 1] for rank in ranks], torch.bool, scores.device)
     return scores.masked_fill((scores < threshold) & ~unlimited, MINUS_INFINITY)
 
 
@@ -120,4 +121,4 @@ def _keep_min_p(scores: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(-1)  # [R, 1]
+    return on_device(values, torch.float32, device).unsqueeze(-1)  # [R, 1]

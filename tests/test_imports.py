@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 types, errors
 tree, session, messages, config, batching
-noise, sampling, acceptance, scheduling, ports
+devices, noise, sampling, acceptance, scheduling, ports
 runtime
 verifying | drafting | wire | fakes
 routing | serving

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from dspark.config import ModelSource
-from dspark.deepspec.files import write_atomically
 from dspark.runtime.hub import resolve_folder
 
 SAMPLE_TOKENS = 352
@@ -58,7 +57,9 @@ def main() -> None:
         made.append(batch)
         if time.monotonic() > until_s:
             break
-    write_atomically(arguments.out, b"".join(lines(made)))
+    partial = arguments.out.with_suffix(".partial")
+    partial.write_bytes(b"".join(lines(made)))
+    partial.replace(arguments.out)
     print(f"{arguments.out}: {sum(len(batch.token_ids) for batch in made)} samples of {SAMPLE_TOKENS} tokens")
 
 

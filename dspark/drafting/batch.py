@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
+
+from dspark.devices import finish
+from dspark.drafting.calibration_watch import WatchedCalibration
 from dspark.drafting.context import DraftContext
 from dspark.drafting.growth import Draft, Growth, Stem
 from dspark.errors import DSparkError, OutOfBlocks, UnknownSession
@@ -21,6 +25,8 @@ from dspark.sampling import Sampler
 from dspark.scheduling.calibration import Estimator
 from dspark.scheduling.signals import sigmoid_of_gaps
 from dspark.types import SessionId
+
+CPU = torch.device("cpu")
 
 Listener = Callable[[SessionId, int, Draft], None]
 """Told of every draft: session, base length, what was drafted."""
@@ -58,15 +64,23 @@ class CachedDrafter(ABC, Generic[SessionT]):
     """All sessions of one draft replica."""
 
     def __init__(
-        self, pool: BlockPool, *, max_length: int, min_survival: float = 0.0, estimator: Estimator | None = None
+        self,
+        pool: BlockPool,
+        *,
+        max_length: int,
+        min_survival: float = 0.0,
+        estimator: Estimator | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Candidates whose survival `estimator` puts below `min_survival` are not proposed; None estimates by `sigmoid_of_gaps`."""
         self._pool = pool
         self._estimator = estimator
+        self._device = device
         self._max_length = max_length
         self._min_survival = min_survival
         self._sessions: dict[SessionId, SessionT] = {}
         self._clock = 0
+        self._calibration: WatchedCalibration | None = None
         self.listener: Listener | None = None
         """For whoever collects traces; without one, what only traces need is not computed."""
 
@@ -84,6 +98,15 @@ class CachedDrafter(ABC, Generic[SessionT]):
     @abstractmethod
     def _run(self, sessions: Sequence[SessionT]) -> None:
         """Cache what is new and draft for each session that wants it, into its `draft`."""
+
+    def follow(self, calibration: WatchedCalibration) -> None:
+        """Estimate by what is there, and by whatever is newly fitted from the next draft on."""
+        self._calibration, self._estimator = calibration, calibration.estimator
+
+    @property
+    def num_refits(self) -> int:
+        """Newly fitted estimators taken up so far."""
+        return 0 if self._calibration is None else self._calibration.num_refits
 
     @property
     def num_sessions(self) -> int:
@@ -105,6 +128,8 @@ class CachedDrafter(ABC, Generic[SessionT]):
         """One tree per request; depth 0 only brings the state up to date."""
         started = time.perf_counter()
         self._clock += 1
+        if self._calibration is not None:
+            self._estimator = self._calibration.latest()
         failures = []
         ready: list[SessionT] = []
         for request in requests:
@@ -113,6 +138,7 @@ class CachedDrafter(ABC, Generic[SessionT]):
             except DSparkError as error:
                 failures.append(SessionFailure(request.session_id, type(error).__name__, error.message))
         self._run(ready)
+        finish(self._device)
         results = tuple(self._result(session) for session in ready)
         return DraftReport(results, tuple(failures), (time.perf_counter() - started) * 1e3)
 

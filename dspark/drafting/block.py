@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from dspark.devices import on_device
 from dspark.drafting.batch import CachedDrafter, DraftSession
 from dspark.drafting.block_model import BlockModel
 from dspark.drafting.context import DraftContext
@@ -68,12 +69,12 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         """`model` must have been built with the packed attention."""
         num_blocks = max(1, num_cache_tokens // block_tokens)
         pool = BlockPool(num_blocks, block_tokens)
-        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator)
+        device = projection.fc.weight.device
+        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator, device=device)
         self._model = model
         self._reader = FeatureReader(projection)
         self._cache = KvTensors(num_blocks * block_tokens)
-        self._device = projection.fc.weight.device
-        self._sampler = Sampler(model.spec.vocab_size, self._device)
+        self._sampler = Sampler(model.spec.vocab_size, device)
 
     def _new_session(self, message: SessionOpen, table: BlockTable) -> _BlockSession:
         return _BlockSession(message.session_id, DraftContext.from_open(message), table)
@@ -99,8 +100,8 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         vectors = torch.cat([session.news.vectors for session in sessions]).unsqueeze(0)  # [1, C, d]
         places = [position for s in sessions for position in range(s.news.start, s.news.stop)]
         slots = [slot for s in sessions for slot in s.table.slots(s.news.start, s.news.stop)]
-        rotations = self._model.stack.rotations(vectors, torch.tensor([places], device=self._device))
-        slot_index = torch.tensor(slots, device=self._device)
+        positions, slot_index = on_device([places, slots], torch.int64, self._device)
+        rotations = self._model.stack.rotations(vectors, positions.unsqueeze(0))
         for layer in range(len(self._model.layers)):
             keys, values = self._model.stack.context_keys_values(layer, vectors, rotations)
             self._cache.write(layer, slot_index, keys[0].transpose(0, 1), values[0].transpose(0, 1))
@@ -134,12 +135,11 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         state: torch.Tensor | None = None  # [F, r] of the frontier's rows
         while len(front := growth.frontier):
             token_ids = anchors[front.owners] if front.depth == 0 else front.token_ids
-            owners = torch.from_numpy(front.owners).to(self._device)
-            parents = torch.from_numpy(front.parent_rows).to(self._device)
+            owners, before, parents = on_device(np.stack((front.owners, token_ids, front.parent_rows)), torch.int64, self._device)
             step = self._step(
                 hidden[owners, front.depth],
                 base[owners, front.depth],
-                torch.from_numpy(token_ids).to(self._device),
+                before,
                 None if state is None else state[parents],
             )
             state = step.state

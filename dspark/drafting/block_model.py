@@ -116,7 +116,10 @@ class BlockModel(nn.Module):
 
     def base_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., Vd] logits of the backbone's output [..., d]."""
-        logits = functional.linear(hidden, self._shared[0].lm_head.to(hidden.dtype))
+        head = self._shared[0].lm_head
+        if not torch.is_autocast_enabled(hidden.device.type):  # it casts by itself, and not a whole vocabulary there and back
+            head = head.to(hidden.dtype)
+        logits = functional.linear(hidden, head)
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     def hidden(self, taps: torch.Tensor, anchor_ids: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
@@ -154,7 +157,7 @@ class BlockModel(nn.Module):
     @torch.inference_mode()
     def greedy(self, taps: torch.Tensor, anchor_id: int) -> tuple[BlockLogits, torch.Tensor]:
         """One block after context taps [S, m * d], tokens chosen greedily left to right; ids [K] of the target's vocabulary."""
-        anchor_ids, anchors = torch.tensor([[anchor_id]]), torch.tensor([[len(taps)]])
+        anchor_ids, anchors = torch.tensor([[[anchor_id]], [[len(taps)]]], device=taps.device)
         ids = anchor_ids.unsqueeze(-1).repeat(1, 1, self.spec.block_size)  # [1, 1, K] token before each position
         for k in range(self.spec.block_size):
             logits = self.teacher_forced(taps.unsqueeze(0), anchor_ids, anchors, ids)

@@ -10,6 +10,7 @@ from dspark.config import FEATURE_KINDS, DrafterConfig, ModelSource, TargetConfi
 from dspark.drafting.batch import CachedDrafter
 from dspark.drafting.block import BlockDrafter
 from dspark.drafting.block_model import BlockModel
+from dspark.drafting.calibration_watch import WatchedCalibration
 from dspark.drafting.eagle import EagleDrafter
 from dspark.drafting.eagle_model import EagleModel
 from dspark.drafting.language_model import BatchDrafter
@@ -23,7 +24,6 @@ from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import FeatureProjection
 from dspark.runtime.weight_layout import lay_out_linears
-from dspark.scheduling.calibration import load_estimator
 from dspark.types import ModelCard
 
 
@@ -70,17 +70,20 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
         "num_cache_tokens": config.kv_cache.num_tokens,
         "block_tokens": config.kv_cache.block_tokens,
         "min_survival": config.min_survival,
-        "estimator": load_estimator(checkpoint.folder),
     }
+    calibration = WatchedCalibration(checkpoint.folder)
     drafter: CachedDrafter[Any]
     if spec.kind == "block":
         model = BlockModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
         model.lay_out_for_serving()
+        model.vocabulary = model.vocabulary.on(projection.fc.weight.device)
         drafter = BlockDrafter(model, projection, **cache)
     else:
         eagle = EagleModel.from_checkpoint(checkpoint, shared, ATTENTION_NAME).to(config.device, dtype)
         lay_out_linears(eagle)
+        eagle.vocabulary = eagle.vocabulary.on(projection.fc.weight.device)
         drafter = EagleDrafter(eagle, projection, **cache)
+    drafter.follow(calibration)
     return LoadedDrafter(drafter, card)
 
 
@@ -95,9 +98,8 @@ def _load_language_model(config: DrafterConfig) -> LoadedDrafter:
     model = load_causal_lm(config, attention=ATTENTION_NAME, folder=folder)
     packed = PackedModel(model, num_cache_tokens=config.kv_cache.num_tokens, block_tokens=config.kv_cache.block_tokens)
     packed.warm_up()
-    drafter = BatchDrafter(
-        packed, max_length=card.max_length, min_survival=config.min_survival, estimator=load_estimator(folder)
-    )
+    drafter = BatchDrafter(packed, max_length=card.max_length, min_survival=config.min_survival)
+    drafter.follow(WatchedCalibration(folder))
     return LoadedDrafter(drafter, card)
 
 

@@ -31,6 +31,11 @@ class ThreadedDrafter:
         """Sessions held."""
         return self._drafter.num_sessions
 
+    @property
+    def num_refits(self) -> int:
+        """Newly fitted estimators taken up so far."""
+        return self._drafter.num_refits
+
     def open(self, session: SessionOpen) -> None:
         """See ports.Drafter."""
         if not self._stopped:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dspark.devices import on_device
 from dspark.drafting.batch import CachedDrafter, DraftSession
 from dspark.drafting.context import DraftContext
 from dspark.drafting.eagle_model import EagleModel
@@ -67,12 +68,12 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
         """`model` must have been built with the packed attention."""
         num_blocks = max(1, num_cache_tokens // block_tokens)
         pool = BlockPool(num_blocks, block_tokens)
-        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator)
+        device = projection.fc.weight.device
+        super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator, device=device)
         self._model = model
         self._reader = FeatureReader(projection)
         self._cache = KvTensors(num_blocks * block_tokens)
-        self._device = projection.fc.weight.device
-        self._sampler = Sampler(model.spec.vocab_size, self._device)
+        self._sampler = Sampler(model.spec.vocab_size, device)
 
     def _new_session(self, message: SessionOpen, table: BlockTable) -> _EagleSession:
         return _EagleSession(message.session_id, DraftContext.from_open(message), table)
@@ -95,7 +96,7 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
         hidden = torch.stack([session.last_output for session in growing if session.last_output is not None])  # [F, d]
         growth.extend(self._logits(hidden))
         while len(front := growth.frontier):
-            hidden = self._rows(rows.segments(front), hidden[torch.from_numpy(front.parent_rows).to(self._device)])
+            hidden = self._rows(rows.segments(front), hidden[on_device(front.parent_rows, torch.int64, self._device)])
             growth.extend(self._logits(hidden))
         self._hand_out(growing, growth)
 

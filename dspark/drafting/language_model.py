@@ -62,7 +62,7 @@ class BatchDrafter(CachedDrafter[_TokenSession]):
         min_survival: float = 0.0,
         estimator: Estimator | None = None,
     ) -> None:
-        super().__init__(model.pool, max_length=max_length, min_survival=min_survival, estimator=estimator)
+        super().__init__(model.pool, max_length=max_length, min_survival=min_survival, estimator=estimator, device=model.device)
         self._model = model
         self._sampler = Sampler(model.vocab_size, model.device)
         self._max_batch_rows = max_batch_rows

@@ -30,6 +30,10 @@ class DraftVocabulary:
         """The given target tokens, in growing order."""
         return DraftVocabulary(target_ids.long().sort().values, vocab_size)
 
+    def on(self, device: torch.device) -> "DraftVocabulary":
+        """The same, at hand on a device: else every use there brings the ids anew."""
+        return self if self.target_ids is None else DraftVocabulary(self.target_ids.to(device), self.vocab_size)
+
     def offsets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(d2t [Vd] int64, t2d [V] bool), as checkpoints store them."""
         ids = torch.arange(self.vocab_size) if self.target_ids is None else self.target_ids

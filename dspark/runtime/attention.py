@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from dspark.devices import on_device
 from dspark.runtime.deterministic import attend_rows
 from dspark.runtime.kv_cache import KvTensors
 from dspark.runtime.packed import AttentionGroup, PackedBatch
@@ -162,7 +163,7 @@ def _mask(group: AttentionGroup, window: int | None, like: torch.Tensor, group_s
         if visible.all():
             group.masks[cache_key] = None
         else:
-            allowed = torch.from_numpy(visible).to(like.device).unsqueeze(1)  # [S, 1, r, L]
+            allowed = on_device(visible, torch.bool, like.device).unsqueeze(1)  # [S, 1, r, L]
             mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, float("-inf"))
             group.masks[cache_key] = mask.repeat(1, 1, group_size, 1)
     return group.masks[cache_key]

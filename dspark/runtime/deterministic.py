@@ -5,6 +5,9 @@ last one padded; and attention sums a row's own context in blocks of fixed size,
 slots lie. Reductions over one row never see the neighbours, and of the elementwise operations only activations do. It costs
 speed (docs/measurements.md), so it is a choice.
 
+On a GPU also the order of a sum over one row, and of a batched product, depends on how many there are. There both are folded: halves are
+added to each other until one number is left, which takes elementwise operations alone.
+
 Symbols: R rows, H query heads, H_kv key/value heads, G = H / H_kv, D head size, C block size, P padded context length.
 """
 
@@ -27,6 +30,8 @@ ROWS_AT_ONCE = 64
 """Only bounds memory: rows do not see each other."""
 
 _SIGMOIDS = (torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid)
+_MEANS = (torch.mean, torch.Tensor.mean)
+_SUMS = (torch.sum, torch.Tensor.sum)
 _MATMULS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
 
 
@@ -48,7 +53,25 @@ class FixedRowTiles(TorchFunctionMode):
             return _gelu(*args, **kwargs)
         if func in _SIGMOIDS and not kwargs:
             return _sigmoid(args[0].float()).to(args[0].dtype)
+        if func in _MEANS and _folds(*args, **kwargs):
+            return folded(*args, **kwargs) / args[0].shape[-1]
+        if func in _SUMS and _folds(*args, **kwargs):
+            return folded(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _folds(values: Any = None, dim: Any = None, keepdim: bool = False, **others: Any) -> bool:
+    """Whether this is a sum or mean over rows, whose order a GPU makes depend on how many rows there are."""
+    return values is not None and values.is_cuda and values.is_floating_point() and dim in (-1, values.ndim - 1) and not others
+
+
+def folded(values: torch.Tensor, dim: int, keepdim: bool = False) -> torch.Tensor:
+    """Sum over `dim`, in an order that its length alone decides."""
+    while (size := values.shape[dim]) > 1:
+        half = size // 2
+        halves = values.narrow(dim, 0, half) + values.narrow(dim, half, half)
+        values = halves if size == 2 * half else torch.cat((halves, values.narrow(dim, size - 1, 1)), dim)
+    return values if keepdim else values.squeeze(dim)
 
 
 # Torch's own activations take vectors of elements and then the rest one by one, with another exponential: the last row of an
@@ -165,7 +188,7 @@ def _attend_blocks(
     for start in range(0, keys.shape[1], BLOCK_POSITIONS):
         block = slice(start, start + BLOCK_POSITIONS)
         block_keys = keys[:, block].permute(0, 2, 3, 1).flatten(0, 1).contiguous()  # [R * H_kv, D, C]
-        scores = torch.bmm(grouped, block_keys).float().view(*shape, -1) * scaling  # [R, H_kv, G, C]
+        scores = _batched(grouped, block_keys).float().view(*shape, -1) * scaling  # [R, H_kv, G, C]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         scores = scores.masked_fill(~visible[:, None, None, block], float("-inf"))
@@ -173,8 +196,15 @@ def _attend_blocks(
         weights = torch.exp(scores - new_maximum)
         shrink = torch.exp(maximum - new_maximum)
         block_values = values[:, block].transpose(1, 2).flatten(0, 1).contiguous()  # [R * H_kv, C, D_v]
-        summed = torch.bmm(weights.flatten(0, 1).to(values.dtype), block_values).float().view(*shape, value_size)
+        summed = _batched(weights.flatten(0, 1).to(values.dtype), block_values).float().view(*shape, value_size)
         attended = attended * shrink + summed
         total = total * shrink + weights.sum(-1, keepdim=True)
         maximum = new_maximum
     return (attended / total).to(values.dtype).flatten(1, 2).contiguous()
+
+
+def _batched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[B, G, C]: products of `left` [B, G, K] and `right` [B, K, C]."""
+    if not left.is_cuda:
+        return torch.bmm(left, right)
+    return folded(left.float().unsqueeze(-1) * right.float().unsqueeze(1), dim=-2)

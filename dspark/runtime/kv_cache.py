@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dspark.devices import on_device
 from dspark.errors import OutOfBlocks
 
 
@@ -103,9 +104,11 @@ class KvTensors:
     @torch.inference_mode()  # the forward makes the tensors in this mode, and outside of it they may not be written
     def move(self, source: list[int], destination: list[int]) -> None:
         """Copy slots in every layer; reads all before it writes, so that the two lists may overlap."""
+        sent: dict[torch.device, torch.Tensor] = {}  # with a device map, layers live on several devices
         for keys, values in self._layers.values():
-            index = torch.tensor(source, device=keys.device)
-            target = torch.tensor(destination, device=keys.device)
+            if keys.device not in sent:
+                sent[keys.device] = on_device([source, destination], torch.int64, keys.device)
+            index, target = sent[keys.device]
             keys.index_copy_(0, target, keys[index])
             values.index_copy_(0, target, values[index])
 

@@ -51,12 +51,17 @@ class LayerStack:
         self.layers: nn.ModuleList = model.layers
         self.norm: nn.Module = model.norm
         self.rotary: nn.Module = model.rotary_emb
+        self._rotary_device = torch.device("cpu")
         self.layer_types: list[str | None] = [None] * len(self.layers)
         if "layer_type" in inspect.signature(self.rotary.forward).parameters:
             self.layer_types = list(self.config.layer_types)
 
     def rotations(self, like: torch.Tensor, positions: torch.Tensor) -> Rotations:
         """Of `positions` [B, R], in the dtype of `like`."""
+        if self._rotary_device != like.device:
+            # Nobody's submodule, so nobody moved it; nor may it ever leave float32.
+            self.rotary.to(like.device)
+            self._rotary_device = like.device
         kinds = dict.fromkeys(self.layer_types)
         return {kind: self.rotary(like, positions, *([kind] if kind else [])) for kind in kinds}
 

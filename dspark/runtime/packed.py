@@ -9,11 +9,13 @@ Symbols: R rows of the batch, n rows of one segment, S segments of a group, L sl
 r longest n in a group, E rows of earlier levels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from dspark.devices import on_device
 
 MAX_GROUPED_ROWS = 16
 """Segments of up to this many rows attend together, padded to the longest; longer ones (prompt chunks) each alone."""
@@ -90,6 +92,11 @@ class PackedBatch:
 
 def pack(segments: list[Segment], device: torch.device) -> PackedBatch:
     """Lay the segments' rows one after the other and group them for attention."""
+    batch = _packed(segments)
+    return batch if device.type == "cpu" else _sent(batch, device)
+
+
+def _packed(segments: list[Segment]) -> PackedBatch:
     starts = np.cumsum([0, *(len(segment.token_ids) for segment in segments)])
     tokens = [token for segment in segments for token in segment.token_ids]
     positions = [position for segment in segments for position in segment.positions]
@@ -98,29 +105,45 @@ def pack(segments: list[Segment], device: torch.device) -> PackedBatch:
         row for segment, stop in zip(segments, starts[1:].tolist(), strict=True) for row in range(stop - segment.num_logits, stop)
     ]
     return PackedBatch(
-        _integers([tokens], device),
-        _integers([positions], device),
-        _integers(slots, device),
-        _integers(logit_rows, device),
-        tuple(_groups(segments, starts.tolist(), device)),
+        _integers([tokens]),
+        _integers([positions]),
+        _integers(slots),
+        _integers(logit_rows),
+        tuple(_groups(segments, starts.tolist())),
         tuple(segments),
     )
 
 
-def _groups(segments: list[Segment], starts: list[int], device: torch.device) -> list[AttentionGroup]:
+def _sent(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """The same on a device, all numbers in one copy: one by one, their copies would cost more than many a small model's layer."""
+    flat = [batch.input_ids[0], batch.position_ids[0], batch.write_slots, batch.logit_rows]
+    for group in batch.groups:
+        flat += [] if group.places is None else [group.places.gather, group.places.output_rows, group.places.batch_rows]
+        flat += [group.slots] if isinstance(group.slots, torch.Tensor) else []
+    parts = iter(torch.split(on_device(torch.cat(flat).numpy(), torch.int64, device), [len(part) for part in flat]))
+    head = [next(parts) for _ in range(4)]
+    groups = []
+    for group in batch.groups:
+        places = None if group.places is None else RowPlaces(next(parts), next(parts), next(parts))
+        slots = next(parts) if isinstance(group.slots, torch.Tensor) else group.slots
+        groups.append(replace(group, places=places, slots=slots))
+    return PackedBatch(head[0].unsqueeze(0), head[1].unsqueeze(0), head[2], head[3], tuple(groups), batch.segments)
+
+
+def _groups(segments: list[Segment], starts: list[int]) -> list[AttentionGroup]:
     short = [i for i, segment in enumerate(segments) if len(segment.token_ids) <= MAX_GROUPED_ROWS]
     long = [i for i, segment in enumerate(segments) if len(segment.token_ids) > MAX_GROUPED_ROWS]
     members = ([short] if short else []) + [[i] for i in long]
-    return [_group([segments[i] for i in m], [starts[i] for i in m], starts[-1], device) for m in members]
+    return [_group([segments[i] for i in m], [starts[i] for i in m], starts[-1]) for m in members]
 
 
-def _group(segments: list[Segment], starts: list[int], num_rows: int, device: torch.device) -> AttentionGroup:
+def _group(segments: list[Segment], starts: list[int], num_rows: int) -> AttentionGroup:
     longest_segment = max(len(s.token_ids) for s in segments)
     longest_context = max(len(s.slots) for s in segments)
     covers_batch = len(segments) == 1 and len(segments[0].token_ids) == num_rows
     return AttentionGroup(
-        places=None if covers_batch else _row_places(segments, starts, longest_segment, device),
-        slots=_group_slots(segments, longest_context, device),
+        places=None if covers_batch else _row_places(segments, starts, longest_segment),
+        slots=_group_slots(segments, longest_context),
         num_segments=len(segments),
         longest_context=longest_context,
         longest_segment=longest_segment,
@@ -130,7 +153,7 @@ def _group(segments: list[Segment], starts: list[int], num_rows: int, device: to
     )
 
 
-def _row_places(segments: list[Segment], starts: list[int], longest: int, device: torch.device) -> RowPlaces:
+def _row_places(segments: list[Segment], starts: list[int], longest: int) -> RowPlaces:
     gather: list[int] = []
     output_rows: list[int] = []
     batch_rows: list[int] = []
@@ -139,15 +162,15 @@ def _row_places(segments: list[Segment], starts: list[int], longest: int, device
         gather += [start + min(i, count - 1) for i in range(longest)]
         output_rows += range(index * longest, index * longest + count)
         batch_rows += range(start, start + count)
-    return RowPlaces(_integers(gather, device), _integers(output_rows, device), _integers(batch_rows, device))
+    return RowPlaces(_integers(gather), _integers(output_rows), _integers(batch_rows))
 
 
-def _group_slots(segments: list[Segment], longest_context: int, device: torch.device) -> torch.Tensor | slice:
+def _group_slots(segments: list[Segment], longest_context: int) -> torch.Tensor | slice:
     if len(segments) == 1:
         slots = segments[0].slots
         if slots[-1] - slots[0] == len(slots) - 1 and slots == list(range(slots[0], slots[-1] + 1)):
             return slice(slots[0], slots[-1] + 1)
-    return _integers([slot for s in segments for slot in s.slots + [s.slots[0]] * (longest_context - len(s.slots))], device)
+    return _integers([slot for s in segments for slot in s.slots + [s.slots[0]] * (longest_context - len(s.slots))])
 
 
 def _key_positions(segment: Segment) -> list[int]:
@@ -189,5 +212,5 @@ def _padded(rows: list[list[int]], length: int) -> NDArray[np.int32]:
     return np.asarray([row + [row[-1]] * (length - len(row)) for row in rows], np.int32)
 
 
-def _integers(values: list[int] | list[list[int]], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _integers(values: list[int] | list[list[int]]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)

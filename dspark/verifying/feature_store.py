@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dspark.devices import on_device
 from dspark.errors import InvalidMessage
 from dspark.messages import ContextFeatures, FeatureSpec
 from dspark.runtime.model import PackedModel
@@ -80,20 +81,21 @@ class FeatureTable:
         values = self._features(taps, rows)  # [k, w]
         if self._values is None:
             self._values = torch.zeros((self._num_slots, values.shape[1]), dtype=torch.bfloat16, device=self._device)
-        self._values.index_copy_(0, torch.tensor(slots, device=self._device), values)
+        self._values.index_copy_(0, on_device(slots, torch.int64, self._device), values)
 
     @torch.inference_mode()
     def read(self, slots: Sequence[int]) -> NDArray[np.uint16]:
         """[k, w] bits of bfloat16 at these slots."""
         if self._values is None:
             raise ValueError("nothing was written yet")
-        rows = self._values.index_select(0, torch.tensor(slots, device=self._device))
+        rows = self._values.index_select(0, on_device(slots, torch.int64, self._device))
         bits: NDArray[np.uint16] = rows.view(torch.int16).cpu().numpy().view(np.uint16)
         return bits
 
     def _features(self, taps: Taps, rows: Sequence[int]) -> torch.Tensor:
         parts = [taps[layer] for layer in self.tap_layers]  # each [R, d]
-        chosen = [part.index_select(0, torch.tensor(rows, device=part.device)).to(self._device) for part in parts]
+        indices = {device: on_device(rows, torch.int64, device) for device in {part.device for part in parts}}
+        chosen = [part.index_select(0, indices[part.device]).to(self._device) for part in parts]
         joined = torch.cat(chosen, -1)  # [k, m * d]
         if self._projection is None:
             return joined.to(torch.bfloat16)

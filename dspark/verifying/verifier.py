@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dspark.acceptance import Acceptance, walk
+from dspark.devices import finish
 from dspark.errors import DSparkError, OutOfBlocks, UnknownSession
 from dspark.messages import NO_FEATURES, SessionFailure, SessionOpen, StepReport, VerifyRequest, VerifyResult
 from dspark.runtime.kv_cache import BlockTable
@@ -116,6 +117,7 @@ class BatchVerifier:
         chosen = self._choose()
         if chosen:
             self._run(chosen)
+            finish(self._model.device)
         results, self._results = self._results, []
         failures, self._failures = self._failures, []
         return StepReport(
@@ -191,16 +193,19 @@ class BatchVerifier:
 
     def _forward(self, chosen: Sequence[tuple[TargetSession, int]]) -> _Forwarded:
         """The target's token of every anchor and candidate. Changes no session: it may be repeated."""
+        sampling = [row for session, rows in chosen if session.completes_with(rows) for row in session.row_sampling()]
+        self._sampler.make_noise(sampling)  # now, so that a GPU has it to do while the forward is still being told
         with self._store.capture(session.captured for session, _ in chosen) as taps:
             logits = self._model.forward([session.segment(rows) for session, rows in chosen])  # [sum(1 + N), V]
-        sampling = [row for session, rows in chosen if session.completes_with(rows) for row in session.row_sampling()]
+        finite = torch.isfinite(logits).all(-1)
         tokens = self._sampler.choose(logits, sampling).tolist() if sampling else []
-        return _Forwarded(tokens, torch.isfinite(logits).all(-1).tolist(), taps)
+        return _Forwarded(tokens, finite.tolist(), taps)
 
     def _advance(self, chosen: Sequence[tuple[TargetSession, int]], outcome: _Forwarded) -> None:
         """Prompt chunks are cached, finished rounds committed; then the features of both are kept, and the rounds answered."""
         start = first_row = 0
         kept: list[KeptRows | None] = []
+        moves: list[tuple[int, int]] = []
         committed: list[tuple[TargetSession, VerifyRequest, VerifyResult]] = []
         for session, rows in chosen:
             if not session.completes_with(rows):
@@ -211,26 +216,29 @@ class BatchVerifier:
                 if all(outcome.finite[start:stop]):
                     accepted = walk(session.tree, outcome.tokens[start:stop])
                     kept.append(session.kept_rows(first_row, _path_rows(session, accepted)))
-                    committed.append(self._commit(session, accepted))
+                    committed.append(self._commit(session, accepted, moves))
                 else:
                     self._fail(session, RuntimeError("the target's logits are not finite"))
                 start = stop
             first_row += rows
+        if moves:
+            self._model.cache.move([old for old, _ in moves], [new for _, new in moves])
         self._store.keep(outcome.taps, [one for one in kept if one is not None])
         features = self._store.read([_wanted_rows(session, request) for session, request, _ in committed])
         for (session, _, result), values in zip(committed, features, strict=True):
             session.last_result = replace(result, features=values)
             self._results.append(session.last_result)
 
-    def _commit(self, session: TargetSession, accepted: Acceptance) -> tuple[TargetSession, VerifyRequest, VerifyResult]:
-        """Keep the accepted path's keys and values, and move on to the next round. The result lacks its features still."""
+    def _commit(
+        self, session: TargetSession, accepted: Acceptance, moves: list[tuple[int, int]]
+    ) -> tuple[TargetSession, VerifyRequest, VerifyResult]:
+        """Move on to the next round. The result lacks its features still, and `moves` grows by the slots of keys and values to be copied
+        so that the accepted path's stay: all sessions' together, once this step's are known."""
         request = session.pending
         assert request is not None, "only sessions with a pending round are chosen"
         base = len(session.token_ids)
         source = session.table.slots(0, base + len(session.tree))
-        moves = [(source[base + node], source[base + k]) for k, node in enumerate(accepted.nodes) if node != k]
-        if moves:
-            self._model.cache.move([old for old, _ in moves], [new for _, new in moves])
+        moves += [(source[base + node], source[base + k]) for k, node in enumerate(accepted.nodes) if node != k]
         session.num_cached = base + len(accepted.nodes)
         session.table.shrink(session.num_cached)
         result = VerifyResult(session.session_id, session.round, base, accepted.nodes, accepted.token_ids)

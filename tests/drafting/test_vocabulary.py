@@ -38,3 +38,10 @@ def test_the_whole_vocabulary_changes_nothing() -> None:
     d2t, t2d = whole.offsets()
     assert not d2t.any()
     assert t2d.all()
+
+
+def test_a_vocabulary_is_the_same_on_every_device() -> None:
+    part = DraftVocabulary.of_tokens(torch.tensor([7, 2, 5]), 9)
+    moved = part.on(torch.device("cpu"))
+    assert moved.to_target_ids(torch.arange(3)).tolist() == [2, 5, 7]
+    assert DraftVocabulary.whole(9).on(torch.device("cpu")).target_ids is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dspark.runtime.deterministic import TILE_ROWS, FixedRowTiles
+from dspark.runtime.deterministic import TILE_ROWS, FixedRowTiles, folded
 from dspark.runtime.model import PackedModel
 from dspark.runtime.packed import Segment
 from dspark.tree import CandidateTree
@@ -162,3 +162,12 @@ def test_activations_of_a_row_do_not_depend_on_where_it_lies(
     with FixedRowTiles():
         extremes = activation(torch.tensor([-1e4, 1e4, 0.0], dtype=dtype))
     assert bool(torch.isfinite(extremes).all())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 75])
+def test_folding_sums_and_sees_no_neighbour(size: int) -> None:
+    """What a GPU does instead of sums whose order depends on how many rows there are."""
+    values = torch.randn(9, size, 4, generator=torch.Generator().manual_seed(size))
+    summed = folded(values, 1)
+    torch.testing.assert_close(summed, values.sum(1))
+    assert torch.equal(folded(values[3:5], 1, keepdim=True), summed[3:5].unsqueeze(1))

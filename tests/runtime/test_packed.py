@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.runtime.packed import MAX_GROUPED_ROWS, AttentionGroup, Segment, pack
+from dspark.runtime.packed import MAX_GROUPED_ROWS, AttentionGroup, Segment, _sent, pack
 
 CPU = torch.device("cpu")
 
@@ -115,3 +115,16 @@ def test_random_batches_show_every_row_exactly_its_own_path(seed: int) -> None:
         check_group(group, owners)
         filled += range(batch.input_ids.shape[1]) if group.places is None else group.places.batch_rows.tolist()
     assert sorted(filled) == list(range(batch.input_ids.shape[1])), "every row is filled by exactly one group"
+
+
+@pytest.mark.parametrize("segments", [[PROMPT, TREE, LONG], [LONG], [TREE]], ids=["several", "one chunk", "scattered"])
+def test_what_is_sent_in_one_copy_is_what_was_packed(segments: list[Segment]) -> None:
+    packed = pack(segments, CPU)
+    sent = _sent(packed, CPU)
+    for name in ("input_ids", "position_ids", "write_slots", "logit_rows"):
+        assert torch.equal(getattr(sent, name), getattr(packed, name)), name
+    assert sent.segments == packed.segments
+    for ours, theirs in zip(sent.groups, packed.groups, strict=True):
+        assert str(ours.slots) == str(theirs.slots)
+        assert str(ours.places) == str(theirs.places)
+        assert ours.visible is theirs.visible

@@ -7,10 +7,13 @@ import typer
 from rich.console import Console
 
 from dspark.bench.drafters import DEFAULT_DRAFTERS, listed_drafters
+from dspark.bench.load_commands import budget, frontier, load
 from dspark.config import EngineConfig, TargetConfig
 from dspark.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Measure acceptance, speed and losslessness.")
+for command in (load, frontier, budget):
+    app.command()(command)
 console = Console(highlight=False, soft_wrap=True)
 
 PromptsOption = Annotated[Path | None, typer.Option(help="JSONL of prompts; default: the shipped held-out ones.")]
@@ -84,21 +87,35 @@ def planner(
 
 @app.command()
 def simulate(
-    setup: Annotated[str, typer.Option(help="A built-in set-up (its name), or a JSON file with costs.")] = "qwen3-8b-h100",
-    acceptance: Annotated[str, typer.Option(help="A built-in profile, a decoding trace, or JSON.")] = "demo-dspark-t1",
+    setup: Annotated[
+        str | None, typer.Option(help="A built-in set-up (its name), or a JSON file with costs; without it qwen3-8b-h100.")
+    ] = None,
+    acceptance: Annotated[
+        str | None, typer.Option(help="A built-in profile, a decoding trace, or JSON; without it demo-dspark-t1.")
+    ] = None,
     policies: Annotated[str, typer.Option(help="Comma-separated: plain, fixedN, tree, planned.")] = "plain,fixed3,fixed7,tree,planned",
     loads: Annotated[str, typer.Option(help="Comma-separated: clients, or with --poisson requests per second.")] = "1,2,4,8,16,32,64",
     poisson: Annotated[bool, typer.Option(help="Requests arrive at random instead of clients that ask again at once.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="load.json of `bench load`: simulate what it measured, by its costs and its trace. Exit code 1 if they differ."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for simulation.json and the pictures.")] = Path("build/simulated"),
 ) -> None:
     """Throughput, speed per user and budgets under load, simulated from costs and acceptance; nothing is run."""
+    from dspark.bench.load_commands import simulate_against_file
     from dspark.bench.simulate import SimulateOptions
     from dspark.bench.simulate import simulate as run
     from dspark.deepspec.evaluate_commands import numbers
 
+    if against is not None:
+        simulate_against_file(against, setup, acceptance, seed, out)
+        return
+    defaults = SimulateOptions()
     names = tuple(name.strip() for name in policies.split(",") if name.strip())
-    report = run(SimulateOptions(setup, acceptance, policies=names, loads=numbers(loads), poisson=poisson, seed=seed))
+    own = (setup or defaults.setup, acceptance or defaults.acceptance)
+    report = run(SimulateOptions(*own, policies=names, loads=numbers(loads), poisson=poisson, seed=seed))
     report.write(out)
     console.print(f"{report.table()}\n\n{out}", markup=False)
 

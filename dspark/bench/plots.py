@@ -1,15 +1,14 @@
 """The pictures of `dspark bench`, as PNG bytes: speed against load, the frontier, the verification budget.
 
 Knows operating points and matplotlib, which is imported only when a picture is drawn. Each policy keeps its colour and marker over all
-pictures of a run; house style as in deepspec/figures.py.
+pictures of a run; paper, ink and markers are those of deepspec/figures.py.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dspark.deepspec.figures import DPI, LIGHT, MARKERS, Theme
+from dspark.deepspec.figures import LIGHT, MARKERS, Theme, canvas, legend_above, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,31 +108,13 @@ def _load_axis(ax: "Axes", points: Points, label: str) -> None:
 
 @contextmanager
 def _figure(num_panels: int, title: str, theme: Theme) -> Iterator[tuple["Figure", list["Axes"]]]:
-    """Panels side by side in the theme. No pyplot: nothing global is opened that must be closed."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Panels side by side, the title small below them."""
     width, height = PANEL_INCHES
-    with matplotlib.rc_context(_settings(theme)):
-        figure = Figure(figsize=(width * num_panels, height + 0.7), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+    with canvas((width * num_panels, height + 0.7), 1, num_panels, theme) as (figure, axes):
         figure.supxlabel(title, fontsize=7, wrap=True)
-        yield figure, list(figure.subplots(1, num_panels, squeeze=False).flat)
-
-
-def _settings(theme: Theme) -> dict[str, Any]:
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), theme.ink)
-    paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.paper)
-    lines = {"axes.edgecolor": theme.faint, "grid.color": theme.faint, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True}
-    text = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "legend.frameon": False, "text.parse_math": False}
-    return {**ink, **paper, **lines, **text, "axes.spines.top": False, "axes.spines.right": False}
+        yield figure, axes
 
 
 def _finish(figure: "Figure", axes: Sequence["Axes"]) -> bytes:
-    """One legend for all panels, above them; then the bytes."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=min(5, len(entries)))
-    out = BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    legend_above(figure, axes, max_columns=5)
+    return png_of(figure)

@@ -25,6 +25,8 @@ from dspark.bench.simulator.policies import policy_named
 from dspark.bench.simulator.published import ACCEPTANCE, SETUPS
 from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import OperatingPoint, operating_point
+from dspark.bench.simulator.tree_trace import FORMAT as TREE_FORMAT
+from dspark.bench.simulator.tree_trace import TreeTrace, TreeTraceSource
 from dspark.bench.simulator.workload import ClosedLoop, Poisson, Workload
 from dspark.deepspec.node_traces import FORMAT as NODE_FORMAT
 from dspark.deepspec.node_traces import NodeTrace
@@ -36,6 +38,8 @@ DEFAULT_POLICIES = ("plain", "fixed3", "fixed7", "tree", "planned")
 DEFAULT_LOADS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 DEFAULT_MOST = DraftLimits(max_depth=7, max_width=4, max_nodes=16)
 RESULT_FILE = "simulation.json"
+TOLERANCE = 0.15
+ENOUGH_POINTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,10 @@ class SimulateOptions:
     setup: str = "qwen3-8b-h100"
     """A name in SETUPS, or a JSON file (bench/simulator/costs.py)."""
     acceptance: str = "demo-dspark-t1"
-    """A name in ACCEPTANCE, a decoding trace (file or folder), a trace of candidates, or JSON {"conditional": [[...]], "spread": 0.3}."""
+    """A name in ACCEPTANCE, a decoding trace (file or folder), a trace of candidates or of trees, or JSON
+    {"conditional": [[...]], "spread": 0.3}."""
     temperature: float | None = None
-    """Which rounds of a trace; None: all of them."""
+    """Which rounds of a trace; None: all of them. A trace of trees is of one temperature."""
     policies: tuple[str, ...] = DEFAULT_POLICIES
     loads: tuple[float, ...] = DEFAULT_LOADS
     """Clients that each ask again as soon as they have their answer; or, with `poisson`, requests per second."""
@@ -55,6 +60,8 @@ class SimulateOptions:
     most: DraftLimits = DEFAULT_MOST
     """What the drafter can do: all of it for `tree`, at most this for `planned`."""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of every prompt, beside those: cached already, so only their reading costs."""
     output_tokens: int = 128
     tokens_per_point: int = 20_000
     """Measured; a tenth as many before, for warming up. Heavy loads get at least 200 tokens per client."""
@@ -105,7 +112,13 @@ class SimulationReport:
 
 def simulate(options: SimulateOptions, on_point: Callable[[OperatingPoint], None] | None = None) -> SimulationReport:
     """All policies under all loads; `on_point` is told of each as it is done. Raises ConfigError naming what does not fit."""
-    setup, source = setup_named(options.setup), acceptance_named(options.acceptance, options.temperature)
+    return simulate_with(setup_named(options.setup), acceptance_named(options.acceptance, options.temperature), options, on_point)
+
+
+def simulate_with(
+    setup: Setup, source: DraftSource, options: SimulateOptions, on_point: Callable[[OperatingPoint], None] | None = None
+) -> SimulationReport:
+    """The same for a set-up and a source in hand; what the options say of either is only for the report."""
 
     @cache
     def book_of(limits: DraftLimits) -> DraftBook:
@@ -142,33 +155,73 @@ def acceptance_named(name: str, temperature: float | None = None) -> DraftSource
         raise ConfigError(f"{name!r} is neither a file nor a built-in profile; there are {', '.join(ACCEPTANCE)}", "acceptance")
     if path.suffix == ".json":
         return _profile(path)
-    if path.is_file() and _format_of(path) == NODE_FORMAT:
+    recorded = _format_of(path) if path.is_file() else None
+    if recorded == TREE_FORMAT:
+        return TreeTraceSource(TreeTrace.read(path))
+    if recorded == NODE_FORMAT:
         nodes = NodeTrace.read(path)
         return NodeTraceSource(nodes if temperature is None else nodes.select(abs(nodes.temperature - temperature) < 1e-4))
     chains = read_traces(path)
     return ChainTraceSource(chains if temperature is None else chains.at_temperature(temperature))
 
 
-def compare(points: Sequence[OperatingPoint], measured: Mapping[tuple[str, float], float]) -> str:
-    """Markdown: simulated beside measured tokens/s, by (policy, load), and the error of the simulation. Points without a measurement are
-    left out."""
-    rows, errors = [], []
-    for point in points:
-        real = measured.get((point.policy, point.load))
-        if real is not None:
-            errors.append(point.tokens_per_second / real - 1)
-            rows.append(f"| {point.policy} | {point.load:g} | {point.tokens_per_second:.1f} | {real:.1f} | {errors[-1]:+.1%} |")
-    worst = max(map(abs, errors), default=0.0)
-    head = ["| policy | load | simulated tokens/s | measured tokens/s | error |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *rows, "", f"largest error {worst:.1%} over {len(errors)} operating points"])
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One operating point, measured and simulated, in tokens per second."""
+
+    policy: str
+    load: float
+    measured: float
+    simulated: float
+
+    @property
+    def error(self) -> float:
+        """Of the simulation, relative."""
+        return self.simulated / self.measured - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well a simulation meets what was measured."""
+
+    points: tuple[Compared, ...]
+    tolerance: float = TOLERANCE
+
+    @property
+    def num_within(self) -> int:
+        """Points whose error is within the tolerance."""
+        return sum(abs(point.error) <= self.tolerance for point in self.points)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether that many points say that the simulator can be trusted: ENOUGH_POINTS, or all where fewer were compared."""
+        return bool(self.points) and self.num_within >= min(ENOUGH_POINTS, len(self.points))
+
+    def table(self) -> str:
+        """Markdown, with the summary below."""
+        head = ["| policy | load | measured tokens/s | simulated tokens/s | ratio | error |", "|" + "---|" * 6]
+        rows = [
+            f"| {p.policy} | {p.load:g} | {p.measured:.1f} | {p.simulated:.1f} | {p.simulated / p.measured:.2f} | {p.error:+.1%} |"
+            for p in self.points
+        ]
+        worst = max((abs(point.error) for point in self.points), default=0.0)
+        summary = f"{self.num_within} of {len(self.points)} operating points within {self.tolerance:.0%}; largest error {worst:.1%}"
+        return "\n".join([*head, *rows, "", summary])
+
+
+def compare(points: Sequence[OperatingPoint], measured: Mapping[tuple[str, float], float]) -> Agreement:
+    """Simulated against measured tokens/s, by (policy, load). Points without a measurement are left out."""
+    pairs = [(point, measured.get((point.policy, point.load))) for point in points]
+    return Agreement(tuple(Compared(p.policy, p.load, real, p.tokens_per_second) for p, real in pairs if real is not None))
 
 
 def _workload(options: SimulateOptions, load: float) -> Workload:
     if options.poisson:
-        return Workload(Poisson(load), options.output_tokens, options.prompt_tokens)
+        return Workload(Poisson(load), options.output_tokens, options.prompt_tokens, options.cached_tokens)
     if load != int(load):
         raise ConfigError(f"{load:g} clients: not a whole number", "loads")
-    return Workload(ClosedLoop(int(load)), options.output_tokens, options.prompt_tokens, max_sessions=max(1, int(load)))
+    clients = ClosedLoop(int(load))
+    return Workload(clients, options.output_tokens, options.prompt_tokens, options.cached_tokens, max_sessions=max(1, int(load)))
 
 
 def _profile(path: Path) -> ChanceTable:

@@ -68,8 +68,8 @@ def sweep_figure(results: Results, theme: Theme = LIGHT) -> bytes | None:
             ax.set_xlabel("verified draft tokens per round")
         for ax in axes[:: _columns(swept)]:
             ax.set_ylabel("tau (committed tokens per round)")
-        _legend(figure, axes)
-        return _png(figure)
+        legend_above(figure, axes)
+        return png_of(figure)
 
 
 def reliability_figure(rows: Sequence[PositionCalibration], theme: Theme = LIGHT) -> bytes | None:
@@ -86,8 +86,8 @@ def reliability_figure(rows: Sequence[PositionCalibration], theme: Theme = LIGHT
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="claimed survival")
         for ax in axes[::MAX_COLUMNS]:
             ax.set_ylabel("observed survival")
-        _legend(figure, axes)
-        return _png(figure)
+        legend_above(figure, axes)
+        return png_of(figure)
 
 
 def _acceptance(results: Results, theme: Theme, values: Callable[[EvaluationResult], Sequence[Interval]], label: str) -> bytes | None:
@@ -104,8 +104,8 @@ def _acceptance(results: Results, theme: Theme, values: Callable[[EvaluationResu
             ax.set_xticks(range(1, 1 + max(len(values(result)) for result in members)))
         for ax in axes[:: _columns(drawn)]:
             ax.set_ylabel(f"share of rounds\n{label}")
-        _legend(figure, axes)
-        return _png(figure)
+        legend_above(figure, axes)
+        return png_of(figure)
 
 
 def _draw_intervals(ax: "Axes", values: Sequence[Interval], shift: float, label: str, style: dict[str, str]) -> None:
@@ -164,19 +164,40 @@ def _styles(results: Results, theme: Theme) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def _figure(num_panels: int, max_columns: int, theme: Theme, square: bool = False) -> Iterator[tuple["Figure", list["Axes"]]]:
-    """A grid of panels in the theme; surplus cells are empty. No pyplot: nothing global is opened that must be closed."""
+def canvas(
+    inches: tuple[float, float], lines: int, columns: int, theme: Theme, sharey: bool = False
+) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """An empty picture of `inches` (width, height) and its panels, line by line. No pyplot: nothing global is left open."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    with matplotlib.rc_context(_settings(theme)):
+        figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
+
+
+def legend_above(figure: "Figure", axes: Sequence["Axes"], max_columns: int = 4) -> None:
+    """One for all panels."""
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=min(max_columns, len(entries)))
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Equal pictures give equal bytes."""
+    out = BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+@contextmanager
+def _figure(num_panels: int, max_columns: int, theme: Theme, square: bool = False) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """A grid of panels in the theme; surplus cells are empty."""
     columns = min(num_panels, max_columns)
     lines = -(-num_panels // columns)
     width, height = (2.5, 2.75) if square else (4.0 if columns < 3 else 3.2, 3.0)
-    with matplotlib.rc_context(_settings(theme)):
-        figure = Figure(figsize=(max(4.2, width * columns), height * lines + 0.5), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = list(figure.subplots(lines, columns, squeeze=False, sharey=not square).flat)
+    with canvas((max(4.2, width * columns), height * lines + 0.5), lines, columns, theme, sharey=not square) as (figure, axes):
         for ax in axes[num_panels:]:
             ax.set_visible(False)
         yield figure, axes[:num_panels]
@@ -188,15 +209,3 @@ def _settings(theme: Theme) -> dict[str, Any]:
     lines = {"axes.edgecolor": theme.faint, "grid.color": theme.faint, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True}
     text = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.frameon": False}
     return {**ink, **paper, **lines, **text, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
-
-
-def _legend(figure: "Figure", axes: Sequence["Axes"]) -> None:
-    """One for all panels, above them."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=min(4, len(entries)))
-
-
-def _png(figure: "Figure") -> bytes:
-    out = BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()

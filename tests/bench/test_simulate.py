@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from dspark.bench.simulate import RESULT_FILE, SimulateOptions, SimulationReport, acceptance_named, compare, setup_named, simulate
+from dspark.bench.simulate import (
+    RESULT_FILE,
+    Agreement,
+    Compared,
+    SimulateOptions,
+    SimulationReport,
+    acceptance_named,
+    compare,
+    setup_named,
+    simulate,
+)
 from dspark.bench.simulator.acceptance import ChainTraceSource, NodeTraceSource
 from dspark.deepspec.node_traces import NodeTrace
 from dspark.deepspec.traces import TraceRecorder
@@ -71,10 +81,19 @@ def test_requests_can_come_at_random() -> None:
 def test_simulated_points_are_held_against_measured_ones(report: SimulationReport) -> None:
     plain, planned = report.points[0], report.points[-1]
     measured = {("plain", 1.0): plain.tokens_per_second / 1.1, ("planned", 8.0): planned.tokens_per_second / 0.95}
-    text = compare(report.points, measured)
-    assert "+10.0%" in text
-    assert "-5.0%" in text
-    assert "largest error 10.0% over 2 operating points" in text
+    agreement = compare(report.points, measured)
+    text = agreement.table()
+    assert "| 1.10 | +10.0% |" in text
+    assert "| 0.95 | -5.0% |" in text
+    assert "2 of 2 operating points within 15%; largest error 10.0%" in text
+    assert agreement.is_enough
+
+
+def test_a_simulation_that_is_off_at_more_points_than_six_agree_is_not_to_be_trusted() -> None:
+    good, bad = Compared("plain", 1.0, 100.0, 114.0), Compared("plain", 2.0, 100.0, 80.0)
+    assert not Agreement((good,) * 5 + (bad,)).is_enough
+    assert Agreement((good,) * 6 + (bad,)).is_enough
+    assert not Agreement(()).is_enough
 
 
 def test_acceptance_comes_from_tables_and_from_both_kinds_of_traces(tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ class Setup:
     """Drafters and targets take turns on one processor, as in the Engine, or where one GPU does both."""
     max_rows: int = 512
     """Of one step."""
+    plain_first_round: bool = False
+    """The drafter reads the target's hidden states, so there is no draft in the round in which the target reads the prompt. It keeps
+    sessions apart: one that came in the middle of others' drafting goes on between them."""
 
     def __post_init__(self) -> None:
         for name in ("num_targets", "num_drafters", "max_rows"):

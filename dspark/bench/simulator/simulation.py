@@ -171,7 +171,7 @@ class Simulation:
         target = min(self._targets, key=lambda t: len(t.sessions))
         drafter = min(self._drafters, key=lambda d: d.num_sessions)
         session = _Session(SessionId(str(next(self._ids))), client, target, drafter, arrived_ms, num_tokens, num_tokens)
-        session.num_uncached = max(1, self._workload.prompt_tokens)
+        session.num_cached, session.num_uncached = self._workload.cached_tokens, max(1, self._workload.prompt_tokens)
         target.sessions[session.session_id] = session
         drafter.num_sessions += 1
         self._begin_round(session)
@@ -193,8 +193,9 @@ class Simulation:
         if target.situation is None or target.began_ms != self.now_ms:
             target.situation, target.began_ms, target.num_begun = self._situation(target), self.now_ms, 0
         session.draft, session.kept = NOTHING, []
-        session.limits = self._policy.draft_limits(target.situation, target.num_begun)
-        target.num_begun += 1
+        is_plain = self._setup.plain_first_round and session.tokens_left == session.num_tokens
+        session.limits = SKIP if is_plain else self._policy.draft_limits(target.situation, target.num_begun)
+        target.num_begun += not is_plain
         if session.limits.skips:
             target.ready.append(session)
         else:

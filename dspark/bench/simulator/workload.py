@@ -38,9 +38,11 @@ class Workload:
     """Of every answer; the first answer of each client in a closed loop is cut short at random, so that they do not end together."""
     prompt_tokens: int = 0
     """Prefilled on the target in chunks that share its steps."""
+    cached_tokens: int = 0
+    """Of every prompt, beside those: in the target's cache from the start."""
     max_sessions: int = 256
     """More wait for a place, as `limits.max_sessions` has it."""
 
     def __post_init__(self) -> None:
-        if self.output_tokens < 1 or self.prompt_tokens < 0 or self.max_sessions < 1:
-            raise ConfigError("output_tokens and max_sessions must be positive, prompt_tokens not negative", "workload")
+        if self.output_tokens < 1 or min(self.prompt_tokens, self.cached_tokens) < 0 or self.max_sessions < 1:
+            raise ConfigError("output_tokens and max_sessions must be positive, tokens of the prompt not negative", "workload")

@@ -101,6 +101,14 @@ def test_on_one_processor_drafting_and_verifying_take_turns() -> None:
     assert many.target_utilisation + many.drafter_utilisation <= 1 + 1e-9
 
 
+def test_a_drafter_that_reads_features_has_none_in_the_first_round_and_that_keeps_sessions_apart() -> None:
+    setup = replace(SETUP, router=RouterCosts(), one_processor=True)
+    together = point("fixed3", setup, 6, output_tokens=30, num_tokens=6000)
+    apart = point("fixed3", replace(setup, plain_first_round=True), 6, output_tokens=30, num_tokens=6000)
+    assert apart.drafted_per_round < together.drafted_per_round
+    assert apart.rows_per_step < 0.8 * together.rows_per_step
+
+
 def test_tau_is_that_of_the_acceptance_table() -> None:
     """Mean of 1 + .5 + .25 + .125; the bound is 4 standard errors of 4,000 rounds and 2,000 drafts (false alarm below 1e-4)."""
     found = point("fixed3", SETUP, 4, table=HALF, num_tokens=8000, output_tokens=10_000)
@@ -133,6 +141,14 @@ def test_a_prompt_is_prefilled_in_pieces_before_the_first_token() -> None:
     whole = [request for request in run.requests if request.num_tokens == 10]
     steps = (whole[0].finished_ms - whole[0].arrived_ms) / STEP_MS
     assert steps == pytest.approx(10 + 3 + (10 * ROUTER_MS) / STEP_MS), "200 rows at 64 a step are three pieces and the step that answers"
+
+
+def test_a_prompt_that_is_in_the_cache_costs_its_reading_but_no_rows() -> None:
+    setup = replace(SETUP, target=replace(FLAT, kv_us_per_token=100.0), router=RouterCosts())
+    run = simulation("plain", setup, 1, cached_tokens=500, output_tokens=1)
+    tally = run.run(20)
+    assert tally.rows == tally.steps == 20
+    assert tally.step_ms / tally.steps == pytest.approx(STEP_MS + 50.0)
 
 
 def test_cached_tokens_cost_their_reading() -> None:

@@ -1,0 +1,1 @@
+"""The service under load: who is measured, how, and what is read off it."""

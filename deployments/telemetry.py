@@ -153,16 +153,20 @@ class ReplicaGauges:
 
 STANDINGS = {
     "speed_ratio": "Measured speed of its sessions over plain decoding as the target's curve predicts it.",
-    "drafts": "1 while it drafts, 0 while it is switched off because it does not pay.",
+    "drafts": "1 while it drafts, 0 while it is left out because it does not pay.",
     "served_ece": "Expected calibration error of its estimates of survival.",
     "corrected_ece": "The same after verdicts have corrected them.",
     "drift": "Mean distance between its estimates and the corrected ones.",
+    "waves": "1 where its sessions go together, 2 where they go in two halves by turns.",
+    "gain_of_two_waves": "Predicted speed of two waves over that of one.",
+    "waits": "Times that a free target waited for its drafts, since the router started.",
 }
 """Fields of economy.Standing."""
 
 DESCRIPTIONS = {
     "leases": "Sessions that have a place on this replica.",
     "held_sessions": "Sessions whose state this replica holds.",
+    "refits": "Newly fitted estimators of survival that the replica took up without a restart.",
     "kv_blocks_used": "Blocks of the KV cache in use.",
     "kv_blocks_total": "Blocks of the KV cache.",
 }

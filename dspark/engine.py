@@ -76,8 +76,6 @@ class Engine:
     def from_config(cls, config: EngineConfig | None = None, observer: Observer | None = None) -> "Engine":
         """Load the models of `config` (default: the shipped pair) into this process."""
         config = config or EngineConfig()
-        # Drafter and target share one thread here: nothing hides anything.
-        config = config.model_copy(update={"scheduling": config.scheduling.model_copy(update={"overlap": 0.0})})
         codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
         return cls(LocalBackend.load(config), codec, config, observer)
 
@@ -104,6 +102,9 @@ class Engine:
     async def start(self) -> None:
         """Open the pools; needed before `stream`."""
         pools = await self._backend.start()
+        scheduling = self._config.scheduling
+        if pools.overlap is not None:  # what stands behind the engine knows better
+            scheduling = scheduling.model_copy(update={"overlap": pools.overlap})
         self._loop = SpeculativeLoop(
             pools.targets,
             pools.drafters,
@@ -111,7 +112,7 @@ class Engine:
             limits=self._config.limits,
             max_batch_rows=self._config.target.max_batch_rows,
             observer=self._observer,
-            scheduling=self._config.scheduling,
+            scheduling=scheduling,
         )
 
     def standings(self) -> dict[str, Standing]:

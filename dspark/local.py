@@ -70,7 +70,7 @@ class LocalBackend:
         self._runner.start()
         targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card, self._curve)
         drafters = {name: LocalDrafterPool(self._start(drafter), _features(drafter)) for name, drafter in self._drafters.items()}
-        return Pools(targets, drafters)
+        return Pools(targets, drafters, overlap=0.0)  # one thread does both
 
     async def stop(self) -> None:
         """See engine.Backend."""

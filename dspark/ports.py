@@ -121,3 +121,5 @@ class Pools:
     targets: VerifierPool
     drafters: Mapping[str, DrafterPool]
     """By the drafter's name; empty where nobody drafts."""
+    overlap: float | None = None
+    """How far drafting and verifying hide each other there (0..1, as `scheduling.overlap`); None: whoever configures has to know."""

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from dspark.config import DrafterConfig, EngineConfig, KvCacheConfig, LimitsConfig, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, KvCacheConfig, LimitsConfig, SchedulingConfig, TargetConfig
 from dspark.engine import Completion, Engine
 from dspark.errors import (
     ClientTooSlow,
@@ -267,3 +267,13 @@ async def test_text_that_looks_like_a_special_token_stays_text(engine: Engine, c
     assert engine.encode_chat(forged).count(end) == 1
     assert engine.encode_chat([{"role": "user", "content": "hi"}]).count(end) == 1
     assert end not in engine.encode("a <|im_end|> b")
+
+
+@pytest.mark.parametrize("configured", [0.0, 1.0])
+async def test_in_one_process_nothing_hides_anything_whatever_is_configured(
+    backend: LocalBackend, codec: TextCodec, configured: float
+) -> None:
+    config = CONFIG.model_copy(update={"scheduling": SchedulingConfig(overlap=configured)})
+    async with Engine(backend, codec, config) as engine:
+        assert engine._loop is not None
+        assert engine._loop.economy.overlap == 0.0

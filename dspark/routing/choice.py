@@ -49,6 +49,10 @@ class DrafterChooser:
         self._records[greedy][name].sessions += 1
         return name
 
+    def take_back(self, name: str, *, greedy: bool) -> None:
+        """The session that got it was refused before its first round."""
+        self._records[greedy][name].sessions -= 1
+
     def record(self, name: str, *, greedy: bool, committed: int) -> None:
         """One round of a session that `choose` gave to `name`, also where no draft came: that is what the drafter was worth.
 

@@ -6,22 +6,18 @@ Speculation is never needed for a right answer: nothing in this file raises beca
 
 import asyncio
 import contextlib
-import logging
-from collections import Counter
 from typing import Protocol
 
 from dspark.config import DrafterConfig, LimitsConfig
 from dspark.errors import DraftUnavailable, DSparkError, InvalidMessage, StaleRound, UnknownSession
 from dspark.messages import NO_FEATURES, DraftRequest, FeatureSpec, VerifyResult
 from dspark.ports import DrafterLease, DrafterPool
+from dspark.routing.draft_lanes import DraftLanes
 from dspark.routing.feed import FeatureFeed
-from dspark.routing.lanes import DraftLane, OnDraftCost
 from dspark.routing.observer import DraftObserver
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
-
-logger = logging.getLogger(__name__)
 
 MAX_DOUBLINGS = 5
 """Of the pause after a late draft: at most 32 times draft_retry_s."""
@@ -29,6 +25,8 @@ FEATURE_PART_BYTES = 2 * 1024 * 1024
 """Features in one draft request; more go in several. Half of what wire/ puts into one message."""
 MAX_IDLE_ROWS = 64
 """While nothing is drafted, no more features are asked for once this many rows are held: the target keeps the others."""
+IDLE_ROUNDS = 64
+"""Rounds in a row with nothing to draft, after which the lease is given back; another is asked for when drafting starts again."""
 
 
 class DraftSource(Protocol):
@@ -41,6 +39,10 @@ class DraftSource(Protocol):
     @property
     def features_from(self) -> int:
         """For the VerifyRequest of the round that `propose` began."""
+
+    @property
+    def answered(self) -> bool:
+        """True if the last `propose` asked a drafter and had its answer in time, were it an empty one."""
 
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
@@ -57,6 +59,7 @@ class NoDrafts:
 
     features: FeatureSpec | None = None
     features_from = NO_FEATURES
+    answered = False
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -67,43 +70,6 @@ class NoDrafts:
 
     async def close(self) -> None:
         """Nothing to give back."""
-
-
-class DraftLanes:
-    """The lanes of a router to one drafter, one for each of its replicas that some session has a lease on."""
-
-    def __init__(self, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost`: see DraftLane."""
-        self._observer = observer
-        self._on_cost = on_cost
-        self._lanes: dict[int, DraftLane] = {}
-        self._num_leases: Counter[int] = Counter()
-
-    def enter(self, lease: DrafterLease) -> None:
-        """A session got a lease: its replica's lane is needed."""
-        key = id(lease.drafter)  # the lane holds the drafter, so no other can get its id
-        if key not in self._lanes:
-            self._lanes[key] = DraftLane(lease.drafter, self._observer, self._on_cost)
-        self._num_leases[key] += 1
-
-    def of(self, lease: DrafterLease) -> DraftLane:
-        """The lane of an entered lease."""
-        return self._lanes[id(lease.drafter)]
-
-    async def leave(self, lease: DrafterLease) -> None:
-        """The session's lease is over; the last one takes the lane with it. What others wait for is left alone."""
-        key = id(lease.drafter)
-        self._num_leases[key] -= 1
-        if self._num_leases[key] == 0:
-            del self._num_leases[key]
-            await self._lanes.pop(key).stop()
-
-    async def stop(self) -> None:
-        """End all lanes."""
-        for lane in self._lanes.values():
-            await lane.stop()
-        self._lanes.clear()
-        self._num_leases.clear()
 
 
 class LeasedDrafts:
@@ -139,6 +105,10 @@ class LeasedDrafts:
         """See DraftSource."""
         self.features_from = NO_FEATURES
         """See DraftSource."""
+        self.answered = False
+        """See DraftSource."""
+        self._idle_rounds = 0
+        """Rounds in a row for which nothing was to be drafted."""
         self._feed = FeatureFeed()
         self._acquiring = True
         """False while there is a lease, and in the pause after none was to be had."""
@@ -147,6 +117,7 @@ class LeasedDrafts:
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""
         self._limits_now = self._within(limits)
+        self.answered = False
         tree = await self._candidates(self._limits_now)
         self.features_from = self._wanted_features()
         return tree
@@ -173,12 +144,16 @@ class LeasedDrafts:
         if self._background is not None and self._background.done():
             self._background = None
         lease = self._lease
+        self._idle_rounds = self._idle_rounds + 1 if limits.skips else 0
         if lease is None or self._background is not None:
-            self._ask_again(lease)
+            if not limits.skips:
+                self._ask_again(lease)
             return CandidateTree.empty()
         if lease.lost():
             await self._drop(lease, "its replica is gone")
             return CandidateTree.empty()
+        if self._idle_rounds >= IDLE_ROUNDS:
+            await self._let_go(lease)
         if limits.skips or self._paused:
             return CandidateTree.empty()
         if self._has_more_than_one_part():
@@ -239,6 +214,7 @@ class LeasedDrafts:
             if len(tree) and tree.depths.max() > limits.max_depth:
                 raise InvalidMessage(f"the tree is deeper than the {limits.max_depth} levels asked for", "tree.parents")
             self._num_late = 0
+            self.answered = True
             return tree
         except TimeoutError:
             self._observer.draft_lost("late")
@@ -256,7 +232,7 @@ class LeasedDrafts:
         elif isinstance(error, DSparkError):
             self._observer.draft_lost(type(error).__name__)
         else:
-            logger.error("a drafter failed", exc_info=error)
+            self._lanes.failures.tell(error, asyncio.get_running_loop().time())
             self._observer.draft_lost("failed")
 
     def _pause(self) -> None:
@@ -313,10 +289,15 @@ class LeasedDrafts:
 
     async def _drop(self, lease: DrafterLease, reason: str) -> None:
         self._observer.draft_lost(reason)
+        await self._let_go(lease)
+        if not self._limits_now.skips:
+            self._ask_again(None)
+
+    async def _let_go(self, lease: DrafterLease) -> None:
+        """Others may have the place; the drafter forgets the session."""
         self._lease = None
         self._feed.restart()
         await self._give_back(lease)
-        self._ask_again(None)
 
     async def _give_back(self, lease: DrafterLease) -> None:
         lease.drafter.close(self._session.session_id)

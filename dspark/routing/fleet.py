@@ -12,7 +12,8 @@ from dspark.config import DrafterConfig, LimitsConfig
 from dspark.drafting.lookup import LookupDrafter
 from dspark.ports import DrafterPool
 from dspark.routing.choice import DrafterChooser
-from dspark.routing.drafts import DraftLanes, DraftSource, LeasedDrafts, NoDrafts
+from dspark.routing.draft_lanes import DraftLanes
+from dspark.routing.drafts import DraftSource, LeasedDrafts, NoDrafts
 from dspark.routing.economy import Economy
 from dspark.routing.lanes import OnDraftCost
 from dspark.routing.merged import MergedDrafts
@@ -60,6 +61,15 @@ class DrafterFleet:
         elif self._chooser is not None:
             session.drafter = self._chooser.choose(greedy=session.sampling.temperature == 0)
             session.drafter_was_chosen = True
+
+    def refused(self, session: Session) -> None:
+        """The session that `assign` dealt with is not to be: it was no trial of its drafter."""
+        if self._chooser is not None and session.drafter is not None and session.drafter_was_chosen:
+            self._chooser.take_back(session.drafter, greedy=session.sampling.temperature == 0)
+
+    def reads_features(self, session: Session) -> bool:
+        """True if the session's drafter reads hidden states of the target."""
+        return session.drafter is not None and self._members[session.drafter].pool.features is not None
 
     def tau(self, session: Session) -> float:
         """Committed tokens per round that the session's drafter was measured at; 1 where nobody drafts or nothing is known yet."""

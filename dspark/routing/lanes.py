@@ -11,8 +11,9 @@ from dspark.batching import NaturalBatcher
 from dspark.errors import DraftUnavailable, DSparkError, ProtocolError, TargetUnavailable
 from dspark.messages import NO_FEATURES, DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
 from dspark.ports import Drafter, Verifier
-from dspark.routing.economy import Economy, TargetEconomy, Verified, Waiting
+from dspark.routing.economy import Economy
 from dspark.routing.observer import DraftObserver, Observer
+from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -20,11 +21,15 @@ from dspark.types import SessionId
 
 logger = logging.getLogger(__name__)
 
-OnDraftCost = Callable[[int, int, float], None]
+OnDraftCost = Callable[[int, int, float, int], None]
 
 
 class Proposer(Protocol):
     """Where a session's candidates come from; drafts.py has them."""
+
+    @property
+    def answered(self) -> bool:
+        """True if the last `propose` asked a drafter and had its answer in time, were it an empty one."""
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """Candidates within the limits; an empty tree if there are none in time."""
@@ -36,7 +41,7 @@ class Drafted:
 
     tree: CandidateTree
     limits: DraftLimits = SKIP
-    """What it was drafted under."""
+    """What it was drafted under; SKIP where no drafter answered."""
     draft_ms: float = 0.0
     """How long it took, waiting included; 0 where nothing came of it."""
 
@@ -52,7 +57,8 @@ class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
     def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost` is told of every call that drafted: sessions, depth, and how long the router waited, in ms."""
+        """`on_cost` is told of every call that drafted: sessions, depth, how long the router waited, in ms, and how many tokens or hidden
+        states of context the drafter was given."""
         self.drafter = drafter
         self._observer = observer
         self._on_cost = on_cost
@@ -72,12 +78,16 @@ class DraftLane:
         report = await self.drafter.draft(requests)
         drafting = [request.max_depth for request in requests if request.max_depth > 0]
         if drafting and not report.failures:
-            self._on_cost(len(drafting), max(drafting), (clock() - started) * 1e3)
+            self._on_cost(len(drafting), max(drafting), (clock() - started) * 1e3, sum(map(_num_news, requests)))
         self._observer.draft_done(report)
         answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
         answers.update({failure.session_id: error_of(failure) for failure in report.failures})
         missing = ProtocolError("the drafter left a request out of its answer")
         return [answers.get(request.session_id, missing) for request in requests]
+
+
+def _num_news(request: DraftRequest) -> int:
+    return len(request.new_token_ids) if request.features is None else len(request.features.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,8 @@ class Verdict:
     result: VerifyResult
     plain_tokens_per_second: float = 0.0
     """What the session would have made by plain decoding, as far as the target's curve knows; 0 where it does not."""
+    explored: bool = False
+    """True if it was drafted to find out what that brings, at an expected loss."""
 
 
 @dataclass(slots=True)
@@ -102,6 +114,7 @@ class _Round:
     features_from: int = NO_FEATURES
     kept: list[int] = field(default_factory=list)
     plain_tokens_per_second: float = 0.0
+    explored: bool = False
 
 
 class VerifyLane:
@@ -150,7 +163,7 @@ class VerifyLane:
         finally:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
-        return Drafted(tree, limits, draft_ms)
+        return Drafted(tree, limits if drafts.answered else SKIP, draft_ms)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.
@@ -185,25 +198,38 @@ class VerifyLane:
         if patient and self._waits_for_drafts():
             return
         self._end_wait()
-        ready, self._ready = self._ready, {}
+        ready = self._taken(self.books.most_to_fire())
         rounds = list(ready.values())
         kept = self.books.plan([Waiting(r.session, r.tree, r.draft_ms) for r in rounds]).kept
         plain = self.books.plain_tokens_per_second()
         requests: list[VerifyRequest] = []
         for session_id, waiting in ready.items():
             waiting.kept, waiting.plain_tokens_per_second = kept[session_id], plain
+            waiting.explored = self.books.explores(waiting.session)
             requests.append(waiting.session.verify_request(waiting.tree.select(waiting.kept), waiting.features_from))
         self._submitted_s = self._silent_since = asyncio.get_running_loop().time()
         self._target_is_free = False
         self._in_flight.update(ready)
         self.verifier.submit(requests)
 
+    def _taken(self, most: int | None) -> dict[SessionId, _Round]:
+        """The rounds that go now, in order of arrival; the others wait for the next step."""
+        ready, self._ready = self._ready, {}
+        if most is not None and len(ready) > most:
+            rounds = list(ready.items())
+            ready, self._ready = dict(rounds[:most]), dict(rounds[most:])
+        return ready
+
     def _waits_for_drafts(self) -> bool:
         """True while the wait goes on; every session that becomes ready asks again, and the timer ends it."""
+        if not self._drafting:
+            return False
         loop = asyncio.get_running_loop()
-        started = [since for since, limits in self._drafting.values() if not limits.skips]
-        wait_ms = self.books.wait_ms(len(self._ready), [(loop.time() - since) * 1e3 for since in started])
+        now_s = loop.time()
+        in_flight = [InFlight((now_s - since_s) * 1e3, limits.max_depth) for since_s, limits in self._drafting.values() if not limits.skips]
+        wait_ms = self.books.wait_ms(len(self._ready), in_flight)
         if wait_ms > 0 and self._waited is None:
+            self.books.waited()
             self._waited = loop.call_later(wait_ms / 1e3, self._stop_waiting)
         return wait_ms > 0
 
@@ -256,7 +282,7 @@ class VerifyLane:
     def _keep_books(self, report: StepReport) -> None:
         """Before the sessions commit: the books go by the lengths that the step had."""
         verified = [
-            Verified(one.session, one.limits, one.tree, one.kept, result.accepted)
+            Verified(one.session, one.limits, one.tree, one.kept, result.accepted, one.draft_ms)
             for result in report.results
             if (one := self._in_flight.get(result.session_id)) is not None
         ]
@@ -266,7 +292,7 @@ class VerifyLane:
         for result in report.results:
             waiting = self._in_flight.pop(result.session_id, None)
             if waiting is not None and not waiting.future.done():
-                waiting.future.set_result(Verdict(len(waiting.kept), result, waiting.plain_tokens_per_second))
+                waiting.future.set_result(Verdict(len(waiting.kept), result, waiting.plain_tokens_per_second, waiting.explored))
         for failure in report.failures:
             waiting = self._in_flight.pop(failure.session_id, None)
             if waiting is not None and not waiting.future.done():

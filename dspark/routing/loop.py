@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Mapping
 from dspark.config import DrafterConfig, LimitsConfig, SchedulingConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
 from dspark.routing.admission import check_promises, promise_of
-from dspark.routing.drafts import DraftSource
-from dspark.routing.economy import Economy, TargetEconomy
+from dspark.routing.drafts import DraftSource, NoDrafts
+from dspark.routing.economy import Economy
 from dspark.routing.fleet import DrafterFleet
 from dspark.routing.lanes import Verdict, VerifyLane
 from dspark.routing.observer import Observer
+from dspark.routing.target_economy import TargetEconomy
 from dspark.session import Session, TokenChunk
 
 
@@ -55,9 +56,10 @@ class SpeculativeLoop:
         try:
             self._enter(session, lane)
         except Exception:  # mostly SpeedUnavailable
+            self._drafters.refused(session)
             await lease.release()
             raise
-        drafts = self._drafters.drafts(session, lease.card.vocab_size)
+        drafts = self._drafts(session, lane, lease.card.vocab_size)
         try:
             lane.verifier.open(session.opening(drafts.features))
             self._observer.session_started(session)
@@ -67,7 +69,9 @@ class SpeculativeLoop:
                 verdict = await lane.verify(session, drafted, drafts.features_from)
                 drafts.learn(verdict.result)
                 chunk = session.commit(verdict.result, num_drafted=len(drafted.tree), num_selected=verdict.num_selected)
-                self._learn(session, chunk, verdict, (time.perf_counter() - started) * 1e3)
+                round_ms = (time.perf_counter() - started) * 1e3
+                lane.books.round_done(session, drafted.limits, verdict.num_selected, round_ms)
+                self._learn(session, chunk, verdict, round_ms)
                 yield chunk
         finally:
             lane.books.leave(session)
@@ -88,10 +92,20 @@ class SpeculativeLoop:
             check_promises(lane.books.load(self._drafters.tau), promise_of(session, self._drafters.tau(session)))
         lane.books.enter(session)
 
+    def _drafts(self, session: Session, lane: VerifyLane, vocab_size: int) -> DraftSource:
+        """None for a session whose drafter does not pay, where only asking for hidden states at its start would let it draft later: a
+        target that captures them pays for it in every step."""
+        if self._drafters.reads_features(session) and not lane.books.may_draft(session):
+            lane.books.rest(session)
+            return NoDrafts()
+        return self._drafters.drafts(session, vocab_size)
+
     def _learn(self, session: Session, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)
         if chunk.num_drafted > 0:
-            self.economy.round_done(session, len(chunk.token_ids), round_ms, verdict.plain_tokens_per_second)
+            self.economy.round_done(
+                session, len(chunk.token_ids), round_ms, verdict.plain_tokens_per_second, explored=verdict.explored
+            )
         self._observer.round_done(session, chunk, round_ms)
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:

@@ -29,6 +29,11 @@ class MergedDrafts:
         """See DraftSource."""
         return self._main.features_from
 
+    @property
+    def answered(self) -> bool:
+        """See DraftSource: without the main drafter's answer this is not what the two of them are worth."""
+        return self._main.answered
+
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""
         self._main.learn(result)

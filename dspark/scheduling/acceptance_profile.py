@@ -5,9 +5,10 @@ not, so that the planner's own choice does not colour them: verifying eight cand
 of what the eighth is worth elsewhere. Verdicts correct the scores, depth by depth: accepted over expected among what was
 verified. Old drafts fade.
 
-What no draft has tried lately (deeper or larger than the limits were, or a drafter that is skipped) keeps its last estimate,
-and every EXPLORE_EVERY-th round is drafted in full, so that nothing is written off for ever. The turn is counted, not drawn:
-equal histories give equal plans.
+What no draft has tried lately (deeper or larger than the limits were, or a drafter that is skipped) keeps its last estimate.
+`hopeful` says what it may be worth all the same: where nothing was tried, all that is drafted is accepted; what was tried counts
+against that hope, the less the longer ago. So nothing is written off for ever, and what is worth a try is known after few drafts.
+Nothing is drawn by lot: equal histories give equal plans.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ EXPLORE_EVERY = 50
 PRIOR_TOKENS = 4.0
 """Accepted tokens, as expected, that a correction starts from."""
 MOST_CORRECTION = 4.0
+HOPE = 1.0
+"""Drafts that an accepted-whole one counts for in what is hoped for."""
+DOUBT_ROUNDS = 1000
+"""Rounds without a draft after which what was seen before counts half, against hope."""
 
 
 class AcceptanceProfile:
@@ -62,6 +67,26 @@ class AcceptanceProfile:
         claimed[1:] = np.minimum(np.cumsum(by_depth, axis=0), np.arange(max_nodes + 1))
         return np.asarray(np.maximum.accumulate(claimed, axis=1))
 
+    def hopeful(self, drafter: str, greedy: bool) -> Floats:  # [D + 1, N + 1]
+        """As `gains`, but what they may be as far as is known: they lie between those and drafts that are accepted whole."""
+        record, gains = self._record(drafter, greedy), self.gains(drafter, greedy)
+        whole = np.minimum(np.arange(len(gains))[:, np.newaxis], np.arange(gains.shape[1]))  # all that was drafted and verified
+        seen = np.zeros_like(gains)
+        seen[1:, 1:] = record.seen * self.freshness(drafter, greedy)
+        return np.asarray((seen * gains + HOPE * whole) / (seen + HOPE))
+
+    def freshness(self, drafter: str, greedy: bool) -> float:
+        """How far what was seen still counts against hope, 0..1: halved by every DOUBT_ROUNDS rounds without a draft."""
+        return float(0.5 ** (self._record(drafter, greedy).num_skipped / DOUBT_ROUNDS))
+
+    def round_skipped(self, drafter: str, greedy: bool) -> None:
+        """A round in which nothing was drafted."""
+        self._record(drafter, greedy).num_skipped += 1
+
+    def num_drafts(self, drafter: str, greedy: bool) -> int:
+        """Drafts seen."""
+        return self._record(drafter, greedy).num_drafts
+
     def survival_by_depth(self, drafter: str, greedy: bool) -> Floats:  # [D]
         """Chance that a round accepts at least so many tokens, everything verified."""
         return np.asarray(np.diff(self.gains(drafter, greedy)[:, -1]))
@@ -86,7 +111,9 @@ class _Record:
         self.claimed = np.zeros(shape)  # [D, N] gains by the scores' word
         self.num_drafts = 0
         self.num_rounds = 0
-        self._seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY
+        self.num_skipped = 0
+        """Rounds since the last draft."""
+        self.seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY
         self._expected = np.zeros(most.max_depth)  # [D] tokens
         self._accepted = np.zeros(most.max_depth)  # [D] tokens
 
@@ -100,9 +127,11 @@ class _Record:
         levels = np.minimum(drafted.depths, max_depth) - 1
         self._correct(levels[kept], survival[kept], num_accepted)
         tried = np.s_[: min(limits.max_depth, max_depth), : min(limits.max_nodes, max_nodes)]
-        self._seen[tried] = np.minimum(self._seen[tried] + 1, MEMORY)
+        self.seen *= 0.5 ** (self.num_skipped / DOUBT_ROUNDS)
+        self.num_skipped = 0
+        self.seen[tried] = np.minimum(self.seen[tried] + 1, MEMORY)
         found = self._gains_of(levels, survival)
-        self.claimed[tried] += (found[tried] - self.claimed[tried]) / self._seen[tried]
+        self.claimed[tried] += (found[tried] - self.claimed[tried]) / self.seen[tried]
         self.num_drafts += 1
 
     def _correct(self, levels: NDArray[np.int64], survival: Floats, num_accepted: int) -> None:

@@ -1,7 +1,9 @@
-"""What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth, none negative.
+"""What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth + e news, none
+negative.
 
-Exponentially forgetful least squares, pure, no clock. The four terms are those of real drafters: a call's fixed cost, what each session
-adds (its new context), one forward after the other for each position, and the rows of those forwards.
+Exponentially forgetful least squares, pure, no clock. The terms are those of real drafters: a call's fixed cost, what each session
+adds, one forward after the other for each position, the rows of those forwards, and the context that is news to the drafter: a
+session's first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next costs.
 """
 
 import math
@@ -20,7 +22,9 @@ MAX_SURPRISE = 3.0
 CALLS_BEFORE_DOUBT = 5
 REFIT_AFTER = 8
 """Calls; the first ones are fitted one by one."""
-NUM_TERMS = 4
+NUM_TERMS = 5
+USUAL_NEWS = 3.0
+"""Tokens of news per session of a call that follows the one before."""
 
 _SUBSETS = [list(kept) for size in range(NUM_TERMS, 0, -1) for kept in combinations(range(NUM_TERMS), size)]
 
@@ -34,30 +38,39 @@ class DraftCost:
         self._weights = np.zeros(NUM_TERMS)
         self._num_calls = 0
         self._num_fitted = 0
+        self.most_sessions = 0
+        """Of one call: what more of them cost at once is a guess."""
 
-    def observe(self, sessions: int, depth: float, draft_ms: float) -> None:
-        """One DraftReport: how many sessions it answered, how deep (or how many nodes, but always the same of the two) was asked for."""
+    @property
+    def num_calls(self) -> int:
+        """Seen so far."""
+        return self._num_calls
+
+    def observe(self, sessions: int, depth: float, draft_ms: float, news: float | None = None) -> None:
+        """One DraftReport: how many sessions it answered, how deep (or how many nodes, but always the same of the two) was asked for, and
+        how many tokens or hidden states of context it was given; None: as many as usual."""
         if sessions < 1 or not 0.0 <= depth < math.inf or not 0.0 < draft_ms < math.inf:
             return
-        expected = self.ms(sessions, depth) if self._num_calls >= CALLS_BEFORE_DOUBT else None
+        expected = self.ms(sessions, depth, news) if self._num_calls >= CALLS_BEFORE_DOUBT else None
         seen = draft_ms if not expected else min(draft_ms, MAX_SURPRISE * expected)
-        terms = _terms(sessions, depth)
+        terms = _terms(sessions, depth, news)
         self._products = DECAY * self._products + np.outer(terms, terms)
         self._projections = DECAY * self._projections + seen * terms
         self._num_calls += 1
+        self.most_sessions = max(self.most_sessions, sessions)
 
-    def ms(self, sessions: int, depth: float) -> float | None:
-        """What a call for so many sessions is expected to take; None until one was seen."""
+    def ms(self, sessions: int, depth: float, news: float | None = None) -> float | None:
+        """What a call for so many sessions is expected to take; None until one was seen. `news` as in `observe`."""
         if self._num_calls == 0:
             return None
         if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, REFIT_AFTER):
             self._weights = _non_negative_fit(self._products, self._projections)
             self._num_fitted = self._num_calls
-        return float(_terms(sessions, depth) @ self._weights)
+        return float(_terms(sessions, depth, news) @ self._weights)
 
 
-def _terms(sessions: int, depth: float) -> Floats:
-    return np.asarray([1.0, sessions, depth, sessions * depth])
+def _terms(sessions: int, depth: float, news: float | None) -> Floats:
+    return np.asarray([1.0, sessions, depth, sessions * depth, USUAL_NEWS * sessions if news is None else news])
 
 
 def _non_negative_fit(products: Floats, projections: Floats) -> Floats:

@@ -8,6 +8,9 @@ verified, the round's rate is
 
 Every depth and every number of rows are tried, depth 0 (no draft) among them; of near-equal rates the shallower draft and
 then the fewer rows win. Between whole numbers of candidates per session gains are interpolated.
+
+Sessions may also go in two halves, the drafts of one hidden behind the verification of the other (waves.py): then S is the half,
+and draft_ms what is left to be seen of drafting.
 """
 
 import math
@@ -56,18 +59,36 @@ class DraftOutlook:
     """This round is to find out what drafting in full would bring."""
 
 
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """Limits for every session of the round, and what they are expected to bring."""
+
+    limits: DraftLimits
+    nodes_per_session: float
+    """Candidates verified."""
+    tau: float
+    """Tokens committed by a session in the round."""
+    gain: float
+    """Rate over that of a plain round of the same sessions."""
+
+
 def plan_drafts(outlook: DraftOutlook) -> DraftLimits:
     """Limits for every session of the round; SKIP where plain decoding is expected to be as fast."""
-    if outlook.explore:
-        return outlook.most
+    return outlook.most if outlook.explore else best_draft(outlook).limits
+
+
+def best_draft(outlook: DraftOutlook) -> DraftChoice:
+    """The draft of the highest expected rate; SKIP where plain decoding is expected to be as fast."""
     rates = expected_rates(outlook)
     depth, num_rows = divmod(fewest_near_best(rates.ravel()), rates.shape[1])
     if depth == 0 or num_rows == 0:
-        return SKIP
-    wanted = math.ceil(SPREAD * num_rows / outlook.num_sessions)
-    max_nodes = min(outlook.most.max_nodes, max(depth, wanted))
-    depth = min(depth, max_nodes)
-    return DraftLimits(depth, min(outlook.most.max_width, max_nodes), max_nodes)
+        return DraftChoice(SKIP, 0.0, 1.0, 1.0)
+    nodes = num_rows / outlook.num_sessions
+    max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(SPREAD * nodes)))
+    limits = DraftLimits(min(depth, max_nodes), min(outlook.most.max_width, max_nodes), max_nodes)
+    round_ms = outlook.costs.step_of(outlook.num_sessions + num_rows) + outlook.costs.fixed_ms + float(outlook.draft_ms[depth])
+    rate = float(rates[depth, num_rows])
+    return DraftChoice(limits, nodes, rate * round_ms / 1e3 / outlook.num_sessions, rate / float(rates[0, 0]))
 
 
 def expected_rates(outlook: DraftOutlook) -> Floats:  # [D + 1, B + 1]

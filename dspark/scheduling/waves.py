@@ -1,22 +1,23 @@
 """Waves: how drafting and verifying of many sessions overlap, decided from measured costs. Pure; no torch, no clock.
 
 With S sessions of one target, n verified candidates each, d(s) ms to draft for s sessions, t(s) = step_ms[s (1 + n)] ms to verify
-them, f ms of router and wire per step, and tau committed tokens per session and round, all three ways commit S tau tokens
+them, f ms of router and wire per step, and tau committed tokens per session and round, both ways commit S tau tokens
 per cycle and differ in its length. If drafting and verifying do not slow each other down:
 
 one          one after the other:                        d(S) + f + t(S)
 two          half drafts while the other half verifies:  max(2 t(S/2), 2 d(S/2), d(S/2) + f + t(S/2))
-draft_ahead  all draft on, guessing that the block in flight is accepted whole and what the target's next token is. With
-             h the chance of a right guess, all are right with h^S; else those that were wrong draft again:
-             f + max(t(S), d(S)) + (1 - h^S) d(max(1, S (1 - h)))
 
-Where they share processors the work adds up: then `two` takes 2 (d(S/2) + f + t(S/2)) and `draft_ahead` takes all its terms
-one after the other. `overlap` says how much of the hiding really happens: 1 on separate devices, 0 on one core; between them
-the lengths are mixed in this proportion.
+Where they share processors the work adds up: then `two` takes 2 (d(S/2) + f + t(S/2)). `overlap` says how much of the hiding
+really happens: 1 on separate devices, 0 on one core; between them the lengths are mixed in this proportion.
+
+A third way would be to draft on, guessing that the block in flight is accepted whole and what the target's next token is. It is
+never chosen: drafters that read the target's hidden states lack them until the verdict. `draft_ahead_ms` says what it could bring.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
 
 from dspark.scheduling.costs import Floats, RoundCosts
 
@@ -29,7 +30,6 @@ class Wave(StrEnum):
 
     ONE = "one"
     TWO = "two"
-    DRAFT_AHEAD = "draft_ahead"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +42,6 @@ class WaveCosts:
     nodes_per_session: float
     """Verified candidates."""
     tau: float
-    guess_rate: float = 0.0
-    """h: how often a block is accepted whole and the token after it guessed right."""
     overlap: float = 1.0
 
     def step_of(self, num_sessions: int) -> float:
@@ -64,22 +62,50 @@ class WaveChoice:
     tokens_per_second: dict[Wave, float]
     """Predicted rate of each way that is possible."""
 
+    @property
+    def gain_of_two(self) -> float:
+        """Rate of two waves over that of one; 1 where one session is alone."""
+        return self.tokens_per_second.get(Wave.TWO, self.tokens_per_second[Wave.ONE]) / self.tokens_per_second[Wave.ONE]
 
-def choose_wave(num_sessions: int, costs: WaveCosts) -> WaveChoice:
-    """The way with the highest predicted rate; a less simple one only if it gains WORTH_A_CHANGE. num_sessions > 0."""
-    cycles = cycles_ms(num_sessions, costs)
-    rates = {wave: 1e3 * num_sessions * costs.tau / cycle_ms for wave, cycle_ms in cycles.items()}
-    fastest = max(rates, key=lambda wave: rates[wave])
-    worth_it = rates[fastest] >= WORTH_A_CHANGE * rates[Wave.ONE]
-    return WaveChoice(fastest if worth_it else Wave.ONE, rates)
+
+def choose_wave(num_sessions: int, costs: WaveCosts, costs_of_two: WaveCosts | None = None) -> WaveChoice:
+    """The way with the highest predicted rate, the less simple one only if it gains WORTH_A_CHANGE. num_sessions > 0.
+
+    `costs_of_two` where two waves would draft and verify another number of candidates.
+    """
+    one, two = costs, costs_of_two or costs
+    rates = {Wave.ONE: 1e3 * num_sessions * one.tau / cycles_ms(num_sessions, one)[Wave.ONE]}
+    if num_sessions > 1:
+        rates[Wave.TWO] = 1e3 * num_sessions * two.tau / cycles_ms(num_sessions, two)[Wave.TWO]
+    worth_it = rates.get(Wave.TWO, 0.0) >= WORTH_A_CHANGE * rates[Wave.ONE]
+    return WaveChoice(Wave.TWO if worth_it else Wave.ONE, rates)
 
 
 def cycles_ms(num_sessions: int, costs: WaveCosts) -> dict[Wave, float]:
     """Length in ms of the cycle in which every session commits once; two waves need two sessions."""
-    cycles = {Wave.ONE: _one(num_sessions, costs), Wave.DRAFT_AHEAD: _draft_ahead(num_sessions, costs)}
+    cycles = {Wave.ONE: _one(num_sessions, costs)}
     if num_sessions > 1:
         cycles[Wave.TWO] = _two(num_sessions, costs)
     return cycles
+
+
+def draft_ahead_ms(num_sessions: int, costs: WaveCosts, guess_rate: float) -> float:
+    """Length in ms of a cycle in which all draft on before the verdict, a bound for what that could bring.
+
+    With h = `guess_rate` the chance that a block is accepted whole and the token after it guessed right, all are right with h^S; else
+    those that were wrong draft again: f + max(t(S), d(S)) + (1 - h^S) d(max(1, S (1 - h))); all terms one after the other where
+    nothing overlaps.
+    """
+    some_wrong = 1.0 - guess_rate**num_sessions
+    num_wrong = max(1, round(num_sessions * (1.0 - guess_rate)))
+    again_ms = some_wrong * costs.draft_of(num_wrong)
+    step_ms, draft_ms, fixed_ms = costs.step_of(num_sessions), costs.draft_of(num_sessions), costs.costs.fixed_ms
+    return _mixed(fixed_ms + max(step_ms, draft_ms) + again_ms, fixed_ms + step_ms + draft_ms + again_ms, costs.overlap)
+
+
+def visible_draft_ms(draft_ms: Floats, step_of_others_ms: float, overlap: float) -> Floats:
+    """What drafting [D + 1] adds to the rounds of half the sessions while the others are verified for `step_of_others_ms`."""
+    return np.asarray(draft_ms - overlap * np.minimum(draft_ms, step_of_others_ms))
 
 
 def _one(num_sessions: int, costs: WaveCosts) -> float:
@@ -92,15 +118,6 @@ def _two(num_sessions: int, costs: WaveCosts) -> float:
     steps_ms, drafts_ms = sum(map(costs.step_of, sizes)), sum(map(costs.draft_of, sizes))
     hidden = max(steps_ms, drafts_ms, _one(larger, costs))
     return _mixed(hidden, drafts_ms + steps_ms + 2 * costs.costs.fixed_ms, costs.overlap)
-
-
-def _draft_ahead(num_sessions: int, costs: WaveCosts) -> float:
-    some_wrong = 1.0 - costs.guess_rate**num_sessions
-    num_wrong = max(1, round(num_sessions * (1.0 - costs.guess_rate)))
-    again_ms = some_wrong * costs.draft_of(num_wrong)
-    step_ms, draft_ms = costs.step_of(num_sessions), costs.draft_of(num_sessions)
-    fixed_ms = costs.costs.fixed_ms
-    return _mixed(fixed_ms + max(step_ms, draft_ms) + again_ms, fixed_ms + step_ms + draft_ms + again_ms, costs.overlap)
 
 
 def _mixed(hidden_ms: float, serial_ms: float, overlap: float) -> float:

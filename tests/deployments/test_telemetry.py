@@ -132,7 +132,7 @@ async def test_how_drafters_do_is_published_again_and_again_but_not_what_nobody_
     metrics: RouterMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telemetry, "GAUGE_PERIOD_S", 0.001)
-    standings = {"code": Standing(float("nan"), True, 0.25, 0.125, 0.5)}
+    standings = {"code": Standing(float("nan"), True, 0.25, 0.125, 0.5, waits=3)}
     gauges = DrafterGauges("demo:target")
     gauges.start(lambda: standings)
     await asyncio.sleep(0)
@@ -144,6 +144,9 @@ async def test_how_drafters_do_is_published_again_and_again_but_not_what_nobody_
         "served_ece": [(0.25, tags)],
         "corrected_ece": [(0.125, tags)],
         "drift": [(0.5, tags)],
+        "waves": [],
+        "gain_of_two_waves": [],
+        "waits": [(3.0, tags)],
     }
     assert all(set(gauge.tag_keys) == set(tags) for gauge in told.values())
     standings["code"] = Standing(0.75, False, 0.0, 0.0, 0.0)

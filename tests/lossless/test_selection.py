@@ -114,6 +114,8 @@ def test_whoever_scores_the_candidates_the_tokens_are_those_of_plain_decoding(pa
     drafted, selected = _total(answers, "drafted_tokens"), _total(answers, "selected_tokens")
     if name == "not a number" and not setting[2]:
         assert drafted == 0, "refused on arrival"
+    elif name == "not a number":  # what remains are the few matches of lookup
+        assert 0 < selected <= drafted
     else:
         assert 0 < selected < drafted, "something was left out and something was not"
 
@@ -154,4 +156,9 @@ def test_sessions_of_all_kinds_in_one_batch_each_get_their_own_text(pair: Pair, 
     for prompt, options, answer in zip(prompts, wanted, answers, strict=True):
         (alone,) = plain.generate([prompt], **(options | {"speculation_enabled": False}))
         assert answer.token_ids == alone.token_ids, options
-    assert [answer.usage.selected_tokens == 0 for answer in answers] == [index in (2, 4, 7) for index in range(len(MIXED))]
+    without = {index for index, answer in enumerate(answers) if answer.usage.selected_tokens == 0}
+    if mode == "planned":  # of drafts that nobody knows yet, a few sessions find out for all what they are worth
+        assert {2, 4, 7} <= without
+        assert len(without) <= len(MIXED) - 2, "candidates of several sessions were in one batch"
+    else:
+        assert without == {2, 4, 7}

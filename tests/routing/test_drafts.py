@@ -8,7 +8,9 @@ import pytest
 from dspark.errors import FingerprintMismatch
 from dspark.fakes import FakeDrafter, FakeLease, FakePool, LyingDrafter, ToyLaw
 from dspark.messages import DraftReport, DraftRequest
-from dspark.routing.drafts import DraftLanes, LeasedDrafts, NoDrafts
+from dspark.routing.draft_lanes import DraftLanes
+from dspark.routing.drafts import IDLE_ROUNDS, LeasedDrafts, NoDrafts
+from dspark.scheduling.drafting_plan import SKIP
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
@@ -309,3 +311,31 @@ async def test_rounds_go_on_plainly_while_the_drafter_reads_a_long_prompt() -> N
     assert desk.observer.lost == {}
     await desk.drafts.close()
     await desk.lanes.stop()
+
+
+async def test_a_session_that_drafts_nothing_for_long_gives_its_lease_back_and_takes_one_when_it_drafts_again(desk: Desk) -> None:
+    assert await desk.speculating()
+    for number in range(IDLE_ROUNDS):
+        assert len(desk.pool.leases) == 1
+        assert len(await desk.drafts.propose(SKIP)) == 0
+        if number % 8 == 0:
+            desk.commit(4)
+    assert (len(desk.pool.leases), desk.drafter.num_sessions) == (0, 0)
+    for _ in range(IDLE_ROUNDS):
+        await desk.drafts.propose(SKIP)
+    assert desk.pool.num_acquired == 1, "nobody asked for drafts"
+    assert len(await desk.propose()) == 0
+    assert await desk.speculating()
+    assert (desk.pool.num_acquired, desk.observer.lost) == (2, {})
+
+
+async def test_only_an_answer_in_time_counts_as_one(desk: Desk) -> None:
+    await desk.propose()
+    assert not desk.drafts.answered, "there was no lease"
+    assert await desk.speculating()
+    assert desk.drafts.answered
+    await desk.drafts.propose(SKIP)
+    assert not desk.drafts.answered, "nobody was asked"
+    desk.drafter.delay_s = 0.2
+    await desk.propose()
+    assert not desk.drafts.answered

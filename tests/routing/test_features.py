@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
+from dspark.config import SchedulingConfig
 from dspark.errors import StaleRound
 from dspark.fakes import FakeDrafter, FakePool, LyingDrafter, ToyLaw, ToyTarget, toy_features
 from dspark.messages import NO_FEATURES, ContextFeatures, DraftReport, DraftRequest, DraftResult, FeatureSpec, VerifyResult
 from dspark.routing import drafts as drafts_module
-from dspark.routing.drafts import MAX_IDLE_ROWS, DraftLanes, LeasedDrafts, NoDrafts
+from dspark.routing.draft_lanes import DraftLanes
+from dspark.routing.drafts import MAX_IDLE_ROWS, LeasedDrafts, NoDrafts
 from dspark.routing.loop import SpeculativeLoop
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -351,18 +354,20 @@ def test_no_drafts_want_no_features() -> None:
 class House:
     """A loop, and all that stands behind it."""
 
-    def __init__(self, drafter: FakeDrafter, **limits: float) -> None:
+    def __init__(self, drafter: FakeDrafter, mode: Literal["planned", "fixed"] = "fixed", **limits: float) -> None:
         self.target = ToyTarget(LAW, max_length=200, step_s=0.001)
         self.drafter = drafter
         self.drafters = FakePool(drafter, features=SPEC)
+        self.targets = FakePool(self.target)
         self.observer = CountingObserver()
         self.loop = SpeculativeLoop(
-            FakePool(self.target),
+            self.targets,
             {"default": self.drafters},
             drafter_configs={"default": DRAFTER},
             limits=limits_with(**limits),
             max_batch_rows=64,
             observer=self.observer,
+            scheduling=SchedulingConfig(mode=mode),
         )
 
     async def text_of(self, session: Session, speculate: bool = True) -> list[int]:

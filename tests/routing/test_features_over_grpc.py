@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from dspark.config import SchedulingConfig
 from dspark.fakes import FakeDrafter
 from dspark.messages import DraftRequest, DraftResult, FeatureSpec
 from dspark.routing.loop import SpeculativeLoop
@@ -76,6 +77,7 @@ async def house(oracle: Oracle, observer: CountingObserver) -> AsyncIterator[Spe
         limits=limits_with(draft_timeout_s=5.0),
         max_batch_rows=48,
         observer=observer,
+        scheduling=SchedulingConfig(mode="fixed"),  # whether drafts pay on this machine is another question
     )
     assert far_drafter.card.tap_layers == SPEC.tap_layers
     try:

@@ -144,3 +144,19 @@ async def test_a_sessions_tau_is_what_its_drafter_was_measured_at_on_such_text()
     assert fleet.tau(session) == pytest.approx(3.0, rel=1e-3)
     assert [fleet.tau(other) for other in (sampled, plain, capped)] == [1.0, 1.0, 1.0]
     assert DrafterFleet({}, {}, limits_with(), CountingObserver(), Economy({})).tau(session) == 1.0
+
+
+async def test_a_refused_session_was_no_trial_of_its_drafter() -> None:
+    house = House()
+    fleet = house.loop._drafters
+    for number in range(3 * TRIAL_SESSIONS):
+        session = session_named(f"s{number}")
+        fleet.assign(session, None)
+        assert session.drafter == "oracle"
+        fleet.refused(session)
+    named = session_named("named")
+    fleet.assign(named, "worse")
+    fleet.refused(named)
+    served = [await house.serve(number) for number in range(2 * TRIAL_SESSIONS)]
+    assert Counter(session.drafter for session in served) == {"oracle": TRIAL_SESSIONS, "worse": TRIAL_SESSIONS}
+    await house.loop.stop()

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dspark.errors import DraftUnavailable, InvalidMessage, ProtocolError, StaleRound, TargetUnavailable, UnknownSession
-from dspark.fakes import FakeDrafter, ToyLaw, ToyTarget
-from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest
-from dspark.routing.economy import Economy, TargetEconomy
-from dspark.routing.lanes import Drafted, DraftLane, Verdict, VerifyLane, error_of
-from dspark.scheduling.curve import ThroughputCurve
-from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.errors import InvalidMessage, ProtocolError, StaleRound, TargetUnavailable, UnknownSession
+from dspark.fakes import ToyLaw, ToyTarget
+from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyRequest
+from dspark.routing.lanes import Drafted, Verdict, VerifyLane, error_of
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
-from tests.routing.parts import DRAFTER, GREEDY, CountingObserver, session_named
+from tests.routing.parts import GREEDY, CountingObserver, session_named
 
 
 def lane_to(target: ToyTarget, max_rows: int = 64, silence_timeout_s: float = 5.0) -> VerifyLane:
@@ -255,50 +252,6 @@ async def test_the_reader_of_a_silent_replica_is_not_left_behind() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-def drafted(name: str, base_length: int = 3) -> DraftRequest:
-    return DraftRequest(SessionId(name), base_length, (), 2, 2)
-
-
-async def test_drafts_that_are_wanted_together_are_one_call_and_failures_stay_apart() -> None:
-    law = ToyLaw()
-    drafter, observer = FakeDrafter(law.guess), CountingObserver()
-    lane = DraftLane(drafter, observer)
-    for name in "ab":
-        drafter.open(session_named(name).opening())
-    answers = await asyncio.gather(
-        lane.draft(drafted("a")), lane.draft(drafted("nobody")), lane.draft(drafted("b", 9)), return_exceptions=True
-    )
-    assert isinstance(answers[0], DraftResult)
-    assert answers[0].tree.token_ids.tolist() == law.continuation((1, 2, 3), GREEDY, 2)
-    assert isinstance(answers[1], UnknownSession)
-    assert isinstance(answers[2], StaleRound)
-    assert (drafter.num_drafts, observer.num_drafts) == (1, 1)
-
-
-class ForgetfulDrafter(FakeDrafter):
-    async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
-        return DraftReport()
-
-
-async def test_a_request_left_out_of_the_answer_is_a_protocol_error() -> None:
-    with pytest.raises(ProtocolError, match="left a request out"):
-        await DraftLane(ForgetfulDrafter(ToyLaw().guess), CountingObserver()).draft(drafted("a"))
-
-
-async def test_a_dropped_draft_lane_tells_those_who_wait_that_the_drafter_is_gone() -> None:
-    """Not with a cancellation: that would end their sessions."""
-    drafter = FakeDrafter(ToyLaw().guess, delay_s=60)
-    lane = DraftLane(drafter, CountingObserver())
-    running = asyncio.create_task(lane.draft(drafted("a")))
-    await asyncio.sleep(0.01)
-    waiting = asyncio.create_task(lane.draft(drafted("b")))
-    await asyncio.sleep(0.01)
-    await lane.stop()
-    for task in (running, waiting):
-        with pytest.raises(DraftUnavailable):
-            await task
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -311,118 +264,3 @@ def test_a_failures_name_becomes_its_error_and_never_anything_else(name: str, ki
     error = error_of(SessionFailure(SessionId("a"), name, "why"))
     assert type(error) is kind
     assert str(error) == "why"
-
-
-STEP_MS, LONG_MS = 3_600_000.0, 360_000.0
-"""A step takes an hour and a long draft six minutes."""
-
-
-class LateDrafts:
-    """A proposer whose draft comes when it is told to, or never."""
-
-    def __init__(self) -> None:
-        self.arrives = asyncio.Event()
-
-    async def propose(self, limits: DraftLimits) -> CandidateTree:
-        await self.arrives.wait()
-        return CandidateTree.chain([1], [0.9])
-
-
-class PatientHouse:
-    """A lane to a target that is free, whose books say that a step takes an hour and a draft `draft_ms`: waiting pays."""
-
-    def __init__(self, draft_ms: float) -> None:
-        economy = Economy({"default": DRAFTER})
-        for sessions in (1, 2, 3):
-            for depth in (1, 2, 3, 4):
-                economy.draft_done("default", sessions, depth, draft_ms)
-        curve = ThroughputCurve(np.asarray([1, 64]), np.asarray([0]), np.full((1, 2), STEP_MS))
-        self.target = ToyTarget(ToyLaw())
-        books = TargetEconomy(economy, curve, max_rows=64)
-        self.lane = VerifyLane(self.target, CountingObserver(), max_rows=64, silence_timeout_s=5.0, books=books)
-        self.sessions = opened(self.target, "a", "b", "c")
-        for session in self.sessions:
-            session.drafter = "default"
-            books.enter(session)
-
-    async def round_of(self, session: Session, drafts: LateDrafts) -> Verdict:
-        return await self.lane.verify(session, await self.lane.drafted(session, drafts))
-
-    def ready(self, session: Session) -> asyncio.Task[Verdict]:
-        return asyncio.create_task(verify(self.lane, session))
-
-    def drafting(self, session: Session, drafts: LateDrafts) -> asyncio.Task[Verdict]:
-        return asyncio.create_task(self.round_of(session, drafts))
-
-
-async def test_a_free_target_waits_for_a_draft_on_its_way_and_fires_when_it_comes() -> None:
-    house, drafts = PatientHouse(LONG_MS), LateDrafts()
-    late = house.drafting(house.sessions[1], drafts)
-    await asyncio.sleep(0.01)
-    ready = [house.ready(session) for session in house.sessions[::2]]
-    await asyncio.sleep(0.05)
-    assert house.target.batches == []
-    drafts.arrives.set()
-    await asyncio.wait_for(asyncio.gather(late, *ready), 10)
-    assert house.target.batches == [("a", "c", "b")]
-    await house.lane.stop()
-
-
-async def test_a_drafter_that_hangs_is_waited_for_as_long_as_a_draft_takes_and_no_longer() -> None:
-    house, never = PatientHouse(30.0), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0.01)
-    assert isinstance(await verify(house.lane, house.sessions[0]), Verdict)
-    assert house.target.batches == [("a",)]
-    hanging.cancel()
-    await asyncio.gather(hanging, return_exceptions=True)
-    await house.lane.stop()
-
-
-async def test_a_draft_that_is_given_up_is_not_waited_for() -> None:
-    """The session goes on without it, so that all are ready."""
-    house, never = PatientHouse(LONG_MS), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0.01)
-    ready = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    assert house.target.batches == []
-    hanging.cancel()
-    await asyncio.sleep(0.01)
-    other = house.ready(house.sessions[1])
-    await asyncio.wait_for(asyncio.gather(ready, other), 10)
-    assert house.target.batches == [("a", "b")]
-    await house.lane.stop()
-
-
-async def test_a_session_that_left_while_the_target_waited_does_not_take_the_next_ones_timer_along() -> None:
-    """The timer of its wait finds nobody ready; who comes then needs one of his own, or waits as long as the drafter hangs."""
-    house, never = PatientHouse(50.0), LateDrafts()
-    hanging = [house.drafting(house.sessions[1], never)]
-    await asyncio.sleep(0)
-    left = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    left.cancel()
-    await asyncio.sleep(0.1)
-    hanging.append(house.drafting(house.sessions[2], never))
-    await asyncio.sleep(0)
-    assert isinstance(await asyncio.wait_for(house.ready(house.sessions[0]), 2), Verdict)
-    for task in (left, *hanging):
-        task.cancel()
-    await asyncio.gather(left, *hanging, return_exceptions=True)
-    await house.lane.stop()
-
-
-async def test_a_lane_that_is_stopped_while_the_target_waits_tells_those_who_are_ready() -> None:
-    house, never = PatientHouse(LONG_MS), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0)
-    ready = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    assert not ready.done()
-    await house.lane.stop()
-    with pytest.raises(TargetUnavailable):
-        await ready
-    hanging.cancel()
-    await asyncio.gather(hanging, return_exceptions=True)
-    assert house.target.batches == []

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dspark.scheduling.acceptance_profile import EXPLORE_EVERY, FIRST_DRAFTS, MEMORY, AcceptanceProfile
+from dspark.scheduling.acceptance_profile import DOUBT_ROUNDS, EXPLORE_EVERY, FIRST_DRAFTS, MEMORY, AcceptanceProfile
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.tree import CandidateTree
 
@@ -126,3 +126,39 @@ def test_a_skipped_drafter_comes_back_once_its_turns_show_that_it_is_good() -> N
         if profile.next_round("block", False):
             profile.observe("block", False, MOST, CHAIN, ALL, 3)
     assert profile.survival_by_depth("block", False)[0] > 0.8
+
+
+def test_hope_begins_with_drafts_accepted_whole_and_gives_way_to_what_is_seen() -> None:
+    profile = AcceptanceProfile(MOST)
+    assert profile.hopeful("block", False)[4, 6] == 4.0
+    assert profile.hopeful("block", False)[2, 1] == 1.0
+    hopes = []
+    for _ in range(MEMORY):
+        profile.observe("block", False, MOST, CHAIN, ALL, 1)
+        hopes.append(float(profile.hopeful("block", False)[4, 4]))
+    gain = float(profile.gains("block", False)[4, 4])
+    assert hopes == sorted(hopes, reverse=True)
+    assert hopes[-1] == pytest.approx(gain + (4.0 - gain) / (1 + MEMORY))
+    assert profile.num_drafts("block", False) == MEMORY
+
+
+def test_hope_comes_back_with_the_rounds_in_which_nothing_was_drafted() -> None:
+    profile = fed([0.0] * 4, MEMORY)
+    before = float(profile.hopeful("block", False)[4, 4])
+    for _ in range(3 * DOUBT_ROUNDS):
+        profile.round_skipped("block", False)
+    after = float(profile.hopeful("block", False)[4, 4])
+    assert profile.freshness("block", False) == pytest.approx(1 / 8)
+    assert after > before + 0.3
+    profile.observe("block", False, MOST, CHAIN, ALL, 0)
+    assert profile.freshness("block", False) == 1.0
+    assert float(profile.hopeful("block", False)[4, 4]) < after
+
+
+def test_where_nothing_was_tried_hope_is_whole() -> None:
+    profile = AcceptanceProfile(MOST)
+    for _ in range(MEMORY):
+        profile.observe("block", False, DraftLimits(2, 1, 2), CandidateTree.chain([1, 2], [0.1, 0.01]), [0, 1], 0)
+    hopes = profile.hopeful("block", False)
+    assert hopes[2, 2] < 0.3
+    assert hopes[4, 4] == 4.0

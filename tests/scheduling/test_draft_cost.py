@@ -90,12 +90,28 @@ def test_calls_that_say_nothing_are_passed_over() -> None:
 def test_the_fit_is_the_best_of_those_without_a_negative_weight() -> None:
     """Seed 6; against a search over a grid of weights."""
     draw = np.random.default_rng(6)
-    levels = np.linspace(0.0, 3.0, 13)
-    grid = np.asarray(list(itertools.product(levels, repeat=4)))
+    levels = np.linspace(0.0, 3.0, 9)
+    grid = np.asarray(list(itertools.product(levels, repeat=5)))
     for _ in range(20):
-        terms = draw.uniform(0.0, 2.0, (12, 4))
-        times = terms @ draw.normal(0.5, 1.0, 4)
+        terms = draw.uniform(0.0, 2.0, (12, 5))
+        times = terms @ draw.normal(0.5, 1.0, 5)
         weights = _non_negative_fit(terms.T @ terms, terms.T @ times)
         assert np.all(weights >= 0)
         best = ((grid @ terms.T - times) ** 2).sum(axis=1).min()
         assert ((terms @ weights - times) ** 2).sum() <= best * 1.01 + 0.02
+
+
+def test_what_was_news_to_the_drafter_does_not_make_later_calls_dear() -> None:
+    """A prompt of 200 tokens is read in 40 ms; a call after it takes 12."""
+    cost = DraftCost()
+    cost.observe(1, 7, 52.0, 200)
+    cost.observe(1, 7, 12.6, 3)
+    assert cost.ms(1, 7) == pytest.approx(12.6, rel=0.02)
+    assert cost.ms(1, 7, 200) == pytest.approx(52.0, rel=0.02)
+
+
+def test_it_is_known_how_many_sessions_were_ever_drafted_together() -> None:
+    cost = DraftCost()
+    for sessions in (1, 4, 2):
+        cost.observe(sessions, 3, 10.0)
+    assert (cost.most_sessions, cost.num_calls) == (4, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspark.scheduling.costs import Floats, RoundCosts
-from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, expected_rates, plan_drafts
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates, plan_drafts
 
 MOST = DraftLimits(4, 3, 8)
 
@@ -83,3 +83,14 @@ def test_the_chosen_depth_is_never_slower_than_plain_and_limits_hold(seed: int) 
     assert chosen.max_width <= 3
     assert rates[chosen.max_depth].max() >= rates[0, 0]
     assert rates[chosen.max_depth].max() >= 0.998 * rates.max()
+
+
+def test_the_best_draft_tells_what_it_is_expected_to_bring() -> None:
+    o = outlook([0.9, 0.9, 0.9, 0.1], [0.0, 1, 2, 3, 9])
+    choice = best_draft(o)
+    assert choice.limits == plan_drafts(o)
+    assert choice.tau == pytest.approx(1.0 + o.gains[choice.limits.max_depth, round(choice.nodes_per_session)])
+    skipped = best_draft(outlook([0.0] * 4, [0.0, 5, 6, 7, 8]))
+    assert (skipped.limits, skipped.nodes_per_session, skipped.tau, skipped.gain) == (SKIP, 0.0, 1.0, 1.0)
+    rates = expected_rates(o)
+    assert choice.gain == pytest.approx(rates.max() / rates[0, 0], rel=2e-3)

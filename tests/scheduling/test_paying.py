@@ -6,6 +6,7 @@ import random
 import pytest
 
 from dspark.scheduling.paying import (
+    CLEAR_ROUNDS,
     FIRST_PAUSE_ROUNDS,
     MAX_PAUSE_ROUNDS,
     MIN_ROUNDS,
@@ -46,14 +47,52 @@ def test_the_ratio_is_measured_over_plain_speed(ratio: float) -> None:
     assert paying.ratio("block") == pytest.approx(ratio)
 
 
-def test_a_losing_drafter_is_switched_off_after_enough_rounds_and_no_sooner() -> None:
+def noisy(paying: Paying, ratio: float, rounds: int, seed: int = 0) -> int:
+    """Rounds of 20 ms that commit 1 to 7 tokens, 4 on average, until it is switched off, and `rounds` at most."""
+    draw = random.Random(seed)
+    for count in range(rounds):
+        if not paying.may_draft("block"):
+            return count
+        paying.round_done("block", draw.randint(1, 7), 20.0, 1e3 * 4 / ratio / 20.0)
+    return rounds
+
+
+def test_a_losing_drafter_is_switched_off_as_soon_as_the_loss_is_clear_and_no_sooner() -> None:
     paying = Paying()
-    feed(paying, 0.8, MIN_ROUNDS - 1)
+    feed(paying, 0.8, CLEAR_ROUNDS - 1)
     assert paying.may_draft("block")
     feed(paying, 0.8, 1)
     assert not paying.may_draft("block")
     assert not paying.pays("block")
     assert paying.ratio("block") == pytest.approx(0.8)
+
+
+def test_the_smaller_the_loss_the_more_rounds_it_takes_to_be_clear() -> None:
+    """Seeds 0..19; a round's tokens have a standard deviation of 2, so their mean over 8 rounds one of 0.7."""
+    rounds = [sum(noisy(Paying(), ratio, 10 * MIN_ROUNDS, seed) for seed in range(20)) / 20 for ratio in (0.4, 0.6, 0.8)]
+    assert rounds[0] < 1.5 * CLEAR_ROUNDS
+    assert rounds == sorted(rounds)
+    assert rounds[-1] < 2 * MIN_ROUNDS
+
+
+def test_bad_luck_at_the_start_switches_few_paying_drafters_off() -> None:
+    """Seeds 0..99, gains of 20 percent. False alarms of the looks at 8 to 49 rounds and of the ratio after them stay below 5 percent."""
+    assert sum(noisy(Paying(), 1.2, 2 * MIN_ROUNDS, seed) < 2 * MIN_ROUNDS for seed in range(100)) < 5
+
+
+def test_rounds_drafted_to_explore_show_in_the_ratio_and_switch_nothing() -> None:
+    paying = Paying()
+    for _ in range(2 * MIN_ROUNDS):
+        paying.round_done("block", 10, 20.0, 1e3, explored=True)
+    assert paying.ratio("block") == pytest.approx(0.5)
+    assert paying.pays("block")
+
+
+def test_several_accounts_have_a_ratio_together() -> None:
+    paying = Paying()
+    feed(paying, 0.5, 5, "sampled")
+    feed(paying, 1.0, 5, "greedy")
+    assert paying.ratio("sampled", "greedy", "unknown") == pytest.approx(2 / 3)
 
 
 def test_a_drafter_at_break_even_is_left_alone() -> None:
@@ -76,7 +115,7 @@ def test_pauses_grow_while_probes_fail_and_end_at_a_most() -> None:
     for _ in range(9):
         pauses.append(pause(paying))
         assert paying.state("block") is PayState.PROBING
-        feed(paying, 0.9, PROBE_ROUNDS)
+        feed(paying, 0.99, PROBE_ROUNDS)
     assert pauses[:3] == [FIRST_PAUSE_ROUNDS, 2 * FIRST_PAUSE_ROUNDS, 4 * FIRST_PAUSE_ROUNDS]
     assert pauses[-1] == MAX_PAUSE_ROUNDS
 

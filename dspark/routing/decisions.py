@@ -1,0 +1,217 @@
+"""How much the sessions of one target draft: what is expected to pay, else now and then a little to find out, else nothing.
+
+In this order:
+1. what is most expected to pay, by gains and costs as they were measured, in one wave or in two. While few drafts were seen and little
+   is to be won, that is an exploration as in 2;
+2. if nothing is expected to pay: what would pay if drafts were as good and as cheap as they may still be for all that is known; a few
+   sessions try it, if the purse can pay for it (scheduling/exploration.py);
+3. nothing. A session that begins then, and whose drafter reads hidden states, does without them as long as it lives. So it does where
+   less is to be won than what the target may pay for capturing them in every step.
+
+A decision stands for a few steps, for all sessions of a regime.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from dspark.routing.economy import Economy, Regime, regime_of
+from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
+from dspark.scheduling.costs import Floats, RoundCosts
+from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft
+from dspark.scheduling.waves import Wave, WaveChoice, WaveCosts, choose_wave, visible_draft_ms
+from dspark.session import Session
+from dspark.types import SessionId
+
+DECISION_STEPS = 4
+"""Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
+IDLE_DECISION_STEPS = 16
+"""The same where nothing is drafted: then nothing new is learned of drafts."""
+MOST_EXPLORERS = 4
+"""Sessions that try at the same time; all at once would cost a whole step."""
+ENOUGH_DRAFTS = 4
+"""Of a regime, before a session may be told at its start that it will never draft, as long as they are explored at all."""
+
+CLEAR_GAIN = 1.2
+"""Expected speed over plain that is believed also after few drafts."""
+WORTH_CAPTURING = 1.05
+"""Expected speed over plain from which on a session asks for hidden states. Capturing them costs 9 % of a 5 ms step on a processor, and
+less the longer a step takes."""
+
+
+class DraftDecisions:
+    """Belongs to the books of one target."""
+
+    def __init__(self, economy: Economy) -> None:
+        self._economy = economy
+        self._decided: dict[Regime, DraftLimits] = {}
+        self._to_explore: Counter[Regime] = Counter()
+        """Rounds that are still to be drafted to find out what that brings."""
+        self._explored_with: dict[Regime, DraftLimits] = {}
+        self._exploring: dict[SessionId, Regime] = {}
+        """Sessions whose round in hand does so."""
+        self._resting: set[SessionId] = set()
+        """Those that never draft."""
+        self._kept_to_explore: set[SessionId] = set()
+        """Those that may draft for exploring's sake only."""
+        self._num_steps = 0
+        self._waves: dict[Regime, WaveChoice] = {}
+        self._gains: dict[Regime, float] = {}
+        """Expected speed of what was decided over plain decoding."""
+
+    def waves(self, regime: Regime) -> WaveChoice | None:
+        """One wave or two, as decided last; None where there was no choice."""
+        return self._waves.get(regime)
+
+    def enter(self) -> None:
+        """The number of sessions has changed."""
+        self._forget()
+
+    def leave(self, session: Session) -> None:
+        """A session is over."""
+        if (regime := self._exploring.pop(session.session_id, None)) is not None:
+            self._to_explore[regime] += 1
+        self._resting.discard(session.session_id)
+        self._kept_to_explore.discard(session.session_id)
+        self._forget()
+
+    def step_done(self, learned: bool) -> None:
+        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once."""
+        self._num_steps += 1
+        idle = all(limits.skips for limits in self._decided.values())
+        if learned or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
+            self._forget()
+
+    def rest(self, session: Session) -> None:
+        """The session was told that it will never draft."""
+        self._resting.add(session.session_id)
+
+    def limits(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+        """For the session's coming round."""
+        regime = regime_of(session)
+        assert regime is not None, "only sessions with a drafter ask"
+        if session.session_id in self._resting:
+            return SKIP
+        limits = self._limits_of(regime, costs, num_sessions)
+        if limits.skips and self._to_explore[regime] > 0:
+            self._to_explore[regime] -= 1
+            self._exploring[session.session_id] = regime
+            return self._explored_with[regime]
+        return limits
+
+    def explores(self, session_id: SessionId) -> bool:
+        """True while the session's round in hand is one to find out."""
+        return session_id in self._exploring
+
+    def explored(self, session_id: SessionId, *, drafted: bool) -> bool:
+        """The round in hand is over; True if it was one to find out. Where no draft came in time, another one takes its place."""
+        regime = self._exploring.pop(session_id, None)
+        if regime is not None and not drafted:
+            self._to_explore[regime] += 1
+        return regime is not None
+
+    def may_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
+        """Asked at the start of a session whose drafter reads hidden states: False where its drafts are known not to pay for those, however
+        few sessions there are, and are not to be tried either."""
+        regime = regime_of(session)
+        if regime is None or not self._economy.planned or costs is None:
+            return True
+        if not self._limits_of(regime, costs, num_sessions).skips and self._gains.get(regime, 1.0) >= WORTH_CAPTURING:
+            return True
+        if self._knows_little(regime) or self._pays_alone(regime, costs):
+            return True
+        if self._to_explore[regime] > 0 and len(self._kept_to_explore) < MOST_EXPLORERS:
+            self._kept_to_explore.add(session.session_id)
+            return True
+        return False
+
+    def _knows_little(self, regime: Regime) -> bool:
+        """True while the first drafts are still to come."""
+        num_drafts = self._economy.profiles[regime[0]].num_drafts(*regime)
+        is_exploring = self._to_explore[regime] > 0 or regime in self._exploring.values()
+        return num_drafts == 0 or (num_drafts < ENOUGH_DRAFTS and is_exploring)
+
+    def _forget(self) -> None:
+        self._decided.clear()
+        self._num_steps = 0
+
+    def _limits_of(self, regime: Regime, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+        if regime not in self._decided:
+            self._waves.pop(regime, None)
+            self._decided[regime] = self._decide(regime, costs, max(1, num_sessions))
+            self._economy.decided(regime, self._decided[regime], self._waves.get(regime))
+        return self._decided[regime]
+
+    def _decide(self, regime: Regime, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+        economy, most = self._economy, self._economy.limits[regime[0]]
+        if not economy.planned or most.skips or costs is None:
+            return most
+        if not economy.paying.may_draft(regime):
+            return SKIP
+        outlook = self._outlook(regime, costs, num_sessions)
+        limits = SKIP if outlook is None else self._in_the_better_way(regime, outlook)
+        if not limits.skips and (self._gains[regime] >= CLEAR_GAIN or economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS):
+            return limits
+        if self._to_explore[regime] <= 0:
+            self._explore(regime, outlook, num_sessions)
+        return SKIP
+
+    def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_sessions: int) -> None:
+        """Have it tried, if anything is worth it and can be paid."""
+        economy = self._economy
+        hoped, price_rounds = economy.limits[regime[0]], 0.0
+        if outlook is not None:
+            cheap_ms = economy.hoped_draft_ms(regime, num_sessions)
+            hopeful = replace(outlook, draft_ms=cheap_ms, gains=economy.profiles[regime[0]].hopeful(*regime))
+            best = best_draft(hopeful)
+            hoped, price_rounds = best.limits, _lost_rounds(best, hopeful, outlook.gains)
+        if not hoped.skips and economy.explorations[regime].affords(price_rounds):
+            self._to_explore[regime] = min(num_sessions, MOST_EXPLORERS)
+            self._explored_with[regime] = hoped
+
+    def _outlook(self, regime: Regime, costs: RoundCosts, num_sessions: int) -> DraftOutlook | None:
+        """None before the first draft."""
+        draft_ms = self._economy.draft_ms(regime[0], num_sessions)
+        if draft_ms is None:
+            return None
+        gains = self._economy.profiles[regime[0]].gains(*regime)
+        return DraftOutlook(num_sessions, gains, draft_ms, costs, self._economy.limits[regime[0]])
+
+    def _pays_alone(self, regime: Regime, costs: RoundCosts | None) -> bool:
+        outlook = None if costs is None else self._outlook(regime, costs, 1)
+        return outlook is not None and self._economy.paying.may_draft(regime) and best_draft(outlook).gain >= WORTH_CAPTURING
+
+    def _in_the_better_way(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
+        """All sessions together, or in two halves with the drafts of one hidden behind the verification of the other."""
+        together, num_sessions = best_draft(outlook), outlook.num_sessions
+        self._gains[regime] = together.gain
+        if num_sessions == 1 or self._economy.overlap == 0:
+            return together.limits
+        half = (num_sessions + 1) // 2
+        draft_ms = self._economy.draft_ms(regime[0], half)
+        assert draft_ms is not None, "it was known for all together"
+        visible_ms = visible_draft_ms(draft_ms, outlook.costs.step_of(num_sessions - half), self._economy.overlap)
+        by_halves = best_draft(replace(outlook, num_sessions=half, draft_ms=visible_ms))
+        if by_halves.limits.skips:
+            return together.limits
+        one, two = (self._wave_costs(choice, outlook, draft_ms) for choice in (together, by_halves))
+        self._waves[regime] = choose_wave(num_sessions, one, two)
+        if self._waves[regime].wave is Wave.ONE:
+            return together.limits
+        self._gains[regime] = together.gain * self._waves[regime].gain_of_two
+        return by_halves.limits
+
+    def _wave_costs(self, choice: DraftChoice, outlook: DraftOutlook, half_draft_ms: Floats) -> WaveCosts:
+        num_sessions, depth = outlook.num_sessions, choice.limits.max_depth
+        by_sessions = np.full(num_sessions + 1, half_draft_ms[depth])
+        by_sessions[num_sessions] = outlook.draft_ms[depth]
+        return WaveCosts(outlook.costs, by_sessions, choice.nodes_per_session, choice.tau, overlap=self._economy.overlap)
+
+
+def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:
+    """What one session loses by this draft if it brings what is most expected, in plain rounds; 0 where it loses nothing."""
+    costs, depth, nodes = outlook.costs, choice.limits.max_depth, round(choice.nodes_per_session)
+    round_ms = costs.step_of(outlook.num_sessions + nodes) + costs.fixed_ms + float(outlook.draft_ms[depth])
+    plain_ms = costs.step_of(outlook.num_sessions) + costs.fixed_ms
+    return max(0.0, round_ms / plain_ms - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)

@@ -1,0 +1,325 @@
+"""The books of one lane: what its target's steps cost, who lives there, and the decisions that follow: how much to draft, which
+candidates to verify, whether to wait for drafts in flight. What the router knows of drafters is economy.py's.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark.routing.admission import TargetLoad, promise_of
+from dspark.routing.decisions import DraftDecisions
+from dspark.routing.economy import Economy, Regime, regime_of
+from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
+from dspark.scheduling.costs import Floats, RoundCosts
+from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.scheduling.forest import SessionNeed
+from dspark.scheduling.online_curve import OnlineCurve
+from dspark.scheduling.planner import Plan, plan
+from dspark.scheduling.tree_batch import TreeBatch
+from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, should_wait
+from dspark.session import Session
+from dspark.tree import CandidateTree
+from dspark.types import SessionId
+
+MAX_OBSERVED = 8
+"""Of the rounds learned from together, those whose gains are read off; more would cost the event loop more than they tell."""
+KEPT_GAIN = 0.05
+LEARN_ROUNDS = 16
+"""Rounds of sessions that are learned from together: sixteen cost little more than one. The first drafts are learned from at once."""
+TABLE_STEPS = 4
+"""Steps that the table of costs stands: making it takes longer than reading it, and it changes slowly."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """One session's round, ready to be planned."""
+
+    session: Session
+    tree: CandidateTree
+    draft_ms: float = 0.0
+    """How long its draft took, waiting included."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verified:
+    """One session's round after its verdict."""
+
+    session: Session
+    limits: DraftLimits
+    """What its drafter answered to; SKIP where it was not asked, or did not answer in time."""
+    drafted: CandidateTree
+    kept: list[int]
+    accepted: tuple[int, ...]
+    """Nodes of the selected tree."""
+    draft_ms: float = 0.0
+    """How long its draft took, waiting included."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A draft on its way."""
+
+    since_ms: float
+    """How long already."""
+    depth: int
+    """Asked for."""
+
+
+class TargetEconomy:
+    """The books of one lane."""
+
+    def __init__(self, economy: Economy, curve: ThroughputCurve | None, max_rows: int) -> None:
+        """`curve` is what the replica measured when it started; without one, real steps will have to do."""
+        self._economy = economy
+        self._max_rows = max_rows
+        self.curve = OnlineCurve(curve)
+        self._sessions: dict[SessionId, Session] = {}
+        self._regimes: Counter[Regime] = Counter()
+        """Of the sessions that have a drafter."""
+        self._decisions = DraftDecisions(economy)
+        self._to_learn: list[Verified] = []
+        self._table: Floats | None = None
+        self._table_steps = 0
+        self._mean_kept = 0.0
+        """Candidates verified per session and round."""
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that live on this target."""
+        return len(self._sessions)
+
+    def enter(self, session: Session) -> None:
+        """A session came to this target."""
+        self._sessions[session.session_id] = session
+        if (regime := self._regime_of(session)) is not None:
+            self._regimes[regime] += 1
+        self._table = None
+        self._decisions.enter()
+
+    def leave(self, session: Session) -> None:
+        """A session is over."""
+        if self._sessions.pop(session.session_id, None) is None:
+            return
+        if (regime := self._regime_of(session)) is not None:
+            self._regimes[regime] -= 1
+            self._regimes += Counter()  # without those that have no session left
+        self._table = None
+        self._decisions.leave(session)
+
+    def _regime_of(self, session: Session) -> Regime | None:
+        return regime_of(session) if session.drafter in self._economy.limits else None
+
+    def costs(self, draft_ms: float = 0.0) -> RoundCosts | None:
+        """Of a round at the sessions' present length; None while nothing is known of the target."""
+        if self._table is None:
+            lengths = [session.base_length for session in self._sessions.values()]
+            self._table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0)
+            self._table_steps = 0
+        if self._table is None:
+            return None
+        return RoundCosts(self._table, self.curve.round_overhead_ms, draft_ms)
+
+    def may_draft(self, session: Session) -> bool:
+        """Asked when an entered session begins: False where drafts are known not to pay for it, and are not to be tried either."""
+        return self._decisions.may_draft(session, self.costs(), self.num_sessions)
+
+    def rest(self, session: Session) -> None:
+        """The session will never draft."""
+        self._decisions.rest(session)
+
+    def draft_limits(self, session: Session) -> DraftLimits:
+        """How much to draft for a session's coming round."""
+        return self._decisions.limits(session, self.costs(), self.num_sessions)
+
+    def explores(self, session: Session) -> bool:
+        """True while the session's round in hand is drafted to find out what that brings."""
+        return self._decisions.explores(session.session_id)
+
+    def plan(self, waiting: Sequence[Waiting]) -> Plan:
+        """Which candidates go to the target in the step that is about to begin."""
+        if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
+            return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
+        trees = self._corrected(waiting)
+        needs = {w.session.session_id: _need(w.session, tree) for w, tree in zip(waiting, trees, strict=True)}
+        if not self._economy.planned:
+            return plan(needs, self._max_rows)
+        return plan(needs, self._max_rows, self.costs(float(np.mean([w.draft_ms for w in waiting]))))
+
+    def plain_tokens_per_second(self) -> float:
+        """What each session would make if all of them decoded plainly; 0 while nothing is known."""
+        costs = self.costs()
+        if costs is None or not self._sessions:
+            return 0.0
+        return 1e3 / (costs.step_of(self.num_sessions) + costs.fixed_ms)
+
+    def load(self, tau: Callable[[Session], float]) -> TargetLoad | None:
+        """What speed promises are judged by; `tau` tells what a session commits per round. None while nothing is known of the target."""
+        costs, drafter = self.costs(), self._main_drafter()
+        if costs is None:
+            return None
+        draft_ms = self._economy.draft_ms(drafter, self.num_sessions) if drafter else None
+        promises = (promise_of(session, tau(session)) for session in self._sessions.values())
+        return TargetLoad(
+            self.num_sessions,
+            tuple(promise for promise in promises if promise is not None),
+            costs.step_ms,
+            costs.fixed_ms,
+            1.0 + self._mean_kept,
+            0.0 if draft_ms is None else float(draft_ms[-1]),
+        )
+
+    def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
+        """How long the free target should wait for drafts on their way; 0: go."""
+        costs, drafter = self.costs(), self._main_drafter()
+        if not (self._economy.planned and in_flight and drafter and costs):
+            return 0.0
+        expected = self._economy.draft_ms(drafter, self.num_sessions)
+        if expected is None:
+            return 0.0
+        remaining_ms = max(float(expected[min(draft.depth, len(expected) - 1)]) - draft.since_ms for draft in in_flight)
+        by_sessions = np.full(self.num_sessions + 1, expected[-1])  # the rule reads it for no other number
+        shape = WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
+        if remaining_ms <= 0 or not self._is_worth_waiting(num_ready, len(in_flight), remaining_ms, shape):
+            return 0.0
+        return remaining_ms
+
+    def _is_worth_waiting(self, num_ready: int, num_drafting: int, remaining_ms: float, shape: WaveCosts) -> bool:
+        """By what the next steps bring; but two waves are not merged where two are better, and merged where one is."""
+        waves = self._waves()
+        if waves is not None and waves.wave is Wave.TWO and 4 * num_ready >= self.num_sessions:
+            return False
+        if waves is not None and waves.gain_of_two * WORTH_A_CHANGE <= 1.0 and num_drafting >= num_ready:
+            return True
+        return should_wait(num_ready, num_drafting, remaining_ms, shape)
+
+    def waited(self) -> None:
+        """The target was free and waited for drafts."""
+        if (drafter := self._main_drafter()) is not None:
+            self._economy.waits[drafter] += 1
+
+    def most_to_fire(self) -> int | None:
+        """Sessions that go in one step: half of them where there are two waves, so that the other half follows; None: all."""
+        waves = self._waves()
+        return (self.num_sessions + 1) // 2 if waves is not None and waves.wave is Wave.TWO else None
+
+    def _main_drafter(self) -> str | None:
+        regime = self._main_regime()
+        return None if regime is None else regime[0]
+
+    def _main_regime(self) -> Regime | None:
+        """Of most sessions."""
+        return max(self._regimes, key=lambda regime: self._regimes[regime]) if self._regimes else None
+
+    def _waves(self) -> WaveChoice | None:
+        regime = self._main_regime()
+        return None if regime is None else self._decisions.waves(regime)
+
+    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
+        """A drafted round, from before its draft to after its commit. Of several sessions it says little: they wait for each other."""
+        costs = self.costs()
+        if session.drafter is None or limits.skips or costs is None or self.num_sessions != 1:
+            return
+        expected = self._economy.draft_ms(session.drafter, 1)
+        if expected is not None:
+            expected_ms = float(expected[min(limits.max_depth, len(expected) - 1)]) + costs.step_of(1 + num_selected) + costs.fixed_ms
+            self._economy.round_took(session.drafter, round_ms, expected_ms)
+
+    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
+        """A step with its verdicts; `round_ms` from submit to report."""
+        if not verified:
+            return
+        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms)
+        self.curve.observe_round(round_ms, verify_ms)
+        self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
+        self._pay_for_exploring(verified)
+        self._table_steps += 1
+        if self._table_steps >= TABLE_STEPS:
+            self._table = None
+        self._decisions.step_done(learned=self._learn_when_due(verified))
+
+    def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
+        """Of every regime here: what explored rounds lost, or that a round passed without drafts."""
+        costs = self.costs()
+        explored: dict[Regime, list[Verified]] = {}
+        drafted: set[Regime | None] = set()
+        for one in verified:
+            regime = regime_of(one.session)
+            if not one.limits.skips:
+                drafted.add(regime)
+            drafted_at_all = not one.limits.skips
+            if self._decisions.explored(one.session.session_id, drafted=drafted_at_all) and drafted_at_all and regime is not None:
+                explored.setdefault(regime, []).append(one)
+        for regime in self._regimes:
+            if regime not in drafted:
+                self._economy.round_skipped(regime)
+            elif regime in explored and costs is not None:
+                self._economy.explorations[regime].explored(self._lost_rounds(explored[regime], len(verified), costs))
+
+    def _lost_rounds(self, explored: Sequence[Verified], num_sessions: int, costs: RoundCosts) -> float:
+        """Of the whole step, in plain rounds: all wait for these drafts and for their rows, and what they won is shared by all.
+
+        What was won is the middle of what was accepted and of what the scores promised: one round's luck says little.
+        """
+        plain_ms = costs.step_of(num_sessions) + costs.fixed_ms
+        rows = num_sessions + sum(len(one.kept) for one in explored)
+        round_ms = max(one.draft_ms for one in explored) + costs.step_of(rows) + costs.fixed_ms
+        won = sum(len(one.accepted) + _promised(one) for one in explored) / 2 / num_sessions
+        return round_ms / plain_ms - 1.0 - won
+
+    def _learn_when_due(self, verified: Sequence[Verified]) -> bool:
+        """True if something was learned that is worth a new decision at once."""
+        drafted = [v for v in verified if v.session.drafter in self._economy.limits and not v.limits.skips]
+        self._to_learn += drafted
+        is_new = any(self._is_new(v) for v in drafted)
+        if is_new or len(self._to_learn) >= LEARN_ROUNDS:
+            learned, self._to_learn = self._to_learn, []
+            self._learn(learned)
+        return is_new
+
+    def _is_new(self, verified: Verified) -> bool:
+        """One of its regime's first drafts."""
+        regime = regime_of(verified.session)
+        return regime is not None and self._economy.profiles[regime[0]].num_drafts(*regime) < FIRST_DRAFTS
+
+    def _corrected(self, waiting: Sequence[Waiting]) -> list[CandidateTree]:
+        """The trees with scores as verdicts have corrected them."""
+        drafted = [w for w in waiting if len(w.tree) and w.session.drafter is not None]
+        if not drafted:
+            return [w.tree for w in waiting]
+        batch = TreeBatch.of([w.tree for w in drafted])
+        names, greedy = _regimes([w.session for w in drafted])
+        scores = batch.split(self._economy.corrector.corrected_batch(batch, names, greedy))
+        made = {id(w): CandidateTree(w.tree.token_ids, w.tree.parents, own) for w, own in zip(drafted, scores, strict=True)}
+        return [made.get(id(w), w.tree) for w in waiting]
+
+    def _learn(self, verified: Sequence[Verified]) -> None:
+        drafted = [v for v in verified if len(v.drafted)]
+        if drafted:
+            batch = TreeBatch.of([v.drafted.select(v.kept) for v in drafted])
+            names, greedy = _regimes([v.session for v in drafted])
+            self._economy.corrector.learn_batch(batch, names, greedy, batch.accepted_mask([v.accepted for v in drafted]))
+        for one in verified[:: math.ceil(len(verified) / MAX_OBSERVED)]:
+            name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
+            if name is not None:
+                self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted))
+
+
+def _promised(verified: Verified) -> float:
+    """Accepted tokens, by the drafter's word."""
+    scores = verified.drafted.scores[verified.kept]
+    return min(float(np.fmin(np.fmax(scores, 0.0), 1.0).sum()), float(verified.limits.max_depth))
+
+
+def _need(session: Session, tree: CandidateTree) -> SessionNeed:
+    """A lower `priority` of a request goes first, a higher one of the planner."""
+    return SessionNeed(
+        tree, max_nodes=session.max_nodes, min_tokens_per_second=session.min_tokens_per_second, priority=-session.priority
+    )
+
+
+def _regimes(sessions: Sequence[Session]) -> tuple[list[str], list[bool]]:
+    return [session.drafter or "" for session in sessions], [session.sampling.temperature == 0 for session in sessions]

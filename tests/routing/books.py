@@ -1,0 +1,85 @@
+"""The books of one lane to a target whose steps cost known times, for tests."""
+
+import numpy as np
+
+from dspark.config import DrafterConfig
+from dspark.routing.decisions import MOST_EXPLORERS
+from dspark.routing.economy import Economy
+from dspark.routing.target_economy import TargetEconomy, Verified, Waiting
+from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits
+from dspark.session import Session
+from dspark.tree import CandidateTree
+from tests.routing.parts import DRAFTER, GREEDY, LIMITS_OF_DRAFTER, NOISY, session_named
+
+MAX_ROWS = 64
+CONTEXT = 3
+SCORES = [0.9, 0.8, 0.6, 0.4]
+LIKELY = CandidateTree.chain([1, 2, 3, 4], SCORES)
+UNLIKELY = CandidateTree.chain([1, 2, 3, 4], [0.1, 0.04, 0.02, 0.01])
+FLAT, STEEP = (10.0, 0.0), (0.0, 10.0)
+"""A step's (base_ms, row_ms): on a flat target candidates are free, on a steep one each costs as much as an anchor."""
+
+
+def curve_of(base_ms: float, row_ms: float) -> ThroughputCurve:
+    rows = np.asarray([1, MAX_ROWS])
+    return ThroughputCurve(rows, np.asarray([0]), base_ms + row_ms * rows[None, :].astype(np.float64))
+
+
+class Books:
+    """The books of one lane to a target of a known curve, and sessions that live there."""
+
+    def __init__(
+        self,
+        shape: tuple[float, float] | None = FLAT,
+        *,
+        planned: bool = True,
+        max_rows: int = MAX_ROWS,
+        overlap: float = 1.0,
+        config: DrafterConfig = DRAFTER,
+    ) -> None:
+        self.shape = shape
+        self.economy = Economy({"default": config}, planned=planned, overlap=overlap)
+        curve = None if shape is None else curve_of(*shape)
+        self.target = TargetEconomy(self.economy, curve, max_rows)
+
+    def session(self, name: str, drafter: str | None = "default", greedy: bool = True) -> Session:
+        session = session_named(name, sampling=GREEDY if greedy else NOISY)
+        session.drafter = drafter
+        self.target.enter(session)
+        return session
+
+    def decided(self, session: Session) -> DraftLimits:
+        """The decision itself, after what is drafted to explore."""
+        for _ in range(MOST_EXPLORERS):
+            self.target.draft_limits(session)
+        return self.target.draft_limits(session)
+
+    def drafts_cost(self, draft_ms: float) -> None:
+        for sessions in (1, 2, 3, 4):
+            for depth in (1, 2, 3, 4):
+                self.economy.draft_done("default", sessions, depth, draft_ms)
+
+    def step(
+        self,
+        session: Session,
+        tree: CandidateTree,
+        accepted: int = 0,
+        kept: list[int] | None = None,
+        limits: DraftLimits = LIMITS_OF_DRAFTER,
+        draft_ms: float = 0.0,
+    ) -> None:
+        """A step as the curve says, of one session with `kept` candidates, all by default."""
+        kept = list(range(len(tree))) if kept is None else kept
+        verified = Verified(session, limits, tree, kept, tuple(range(accepted)), draft_ms)
+        base_ms, row_ms = self.shape or FLAT
+        step_ms = base_ms + row_ms * (1 + len(kept))
+        self.target.step_done(1 + len(kept), step_ms, step_ms, [verified])
+
+    def plain_steps(self, session: Session, count: int) -> None:
+        for _ in range(count):
+            self.step(session, CandidateTree.empty(), limits=SKIP)
+
+    def kept(self, *waiting: tuple[Session, CandidateTree]) -> list[list[int]]:
+        plan = self.target.plan([Waiting(session, tree) for session, tree in waiting])
+        return [plan.kept[session.session_id] for session, _ in waiting]

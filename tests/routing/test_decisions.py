@@ -1,0 +1,239 @@
+"""How much is drafted: what pays, or a little to find out, or nothing; never much for nothing."""
+
+import pytest
+
+from dspark.routing.decisions import DECISION_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS
+from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, InFlight
+from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
+from dspark.scheduling.drafting_plan import SKIP
+from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
+from dspark.scheduling.paying import CLEAR_ROUNDS, FIRST_PAUSE_ROUNDS, MIN_ROUNDS, PROBE_ROUNDS
+from dspark.session import Session
+from dspark.tree import CandidateTree
+from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books
+from tests.routing.parts import LIMITS_OF_DRAFTER
+
+LEARNED = LEARN_ROUNDS * FIRST_DRAFTS // MAX_OBSERVED
+"""Rounds until drafts are well known."""
+
+
+def known(books: Books, session: Session, tree: CandidateTree, accepted: tuple[int, ...]) -> None:
+    """The session's drafts are learned until they are well known."""
+    for number in range(LEARNED):
+        books.step(session, tree, accepted[number % len(accepted)])
+
+
+def test_a_steep_target_has_less_drafted() -> None:
+    depths = []
+    for shape in (FLAT, (5.0, 6.0), STEEP):
+        books = Books(shape)
+        session = books.session("a")
+        assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER, "the first draft is drafted in full"
+        books.drafts_cost(0.1)
+        known(books, session, LIKELY, (4, 3, 3, 1))  # as many as the scores say, about
+        depths.append(books.decided(session).max_depth)
+    assert depths[0] == 4
+    assert 0 < depths[1] < 4
+    assert depths[2] == 0
+
+
+def test_a_slow_drafter_is_left_alone_where_it_costs_more_than_it_brings() -> None:
+    depths = []
+    for draft_ms in (0.1, 1000.0):
+        books = Books(FLAT)
+        books.drafts_cost(draft_ms)
+        session = books.session("a")
+        known(books, session, LIKELY, (4,))
+        depths.append(books.decided(session).max_depth)
+    assert depths == [4, 0]
+
+
+def test_limits_are_decided_every_few_steps_and_apart_for_greedy_and_sampled_text() -> None:
+    books = Books((5.0, 6.0))
+    books.drafts_cost(0.1)
+    greedy, other, sampled = books.session("a"), books.session("b"), books.session("c", greedy=False)
+    for _ in range(2 * LEARNED):  # of which each regime learns a half
+        books.step(greedy, LIKELY, accepted=4)
+        books.step(sampled, UNLIKELY)
+    limits = books.decided(greedy)
+    assert not limits.skips
+    assert books.target.draft_limits(other) is limits
+    assert books.decided(sampled) == SKIP
+    books.step(greedy, LIKELY, accepted=4)
+    assert books.target.draft_limits(greedy) is limits
+    for _ in range(DECISION_STEPS):
+        books.step(greedy, LIKELY, accepted=4)
+    assert books.decided(greedy) is not limits
+
+
+def lives(books: Books, session: Session, tree: CandidateTree, accepted: int, rounds: int, draft_ms: float) -> list[bool]:
+    """Which of the session's rounds are drafted, when what is drafted comes true like this."""
+    drafted = []
+    for _ in range(rounds):
+        limits = books.target.draft_limits(session)
+        drafted.append(not limits.skips)
+        if limits.skips:
+            books.plain_steps(session, 1)
+        else:
+            books.economy.draft_done("default", 1, limits.max_depth, draft_ms)
+            kept = list(range(min(len(tree), limits.max_nodes)))
+            books.step(session, tree, min(accepted, len(kept)), kept, limits, draft_ms)
+    return drafted
+
+
+@pytest.mark.parametrize("draft_ms", [7.0, 20.0, 60.0])
+def test_drafts_that_lose_are_tried_a_few_times_and_then_hardly_ever(draft_ms: float) -> None:
+    """Steps of 10 ms; drafts of which nothing is ever accepted lose all that they take."""
+    books = Books(FLAT)
+    drafted = lives(books, books.session("a"), UNLIKELY, 0, 4000, draft_ms)
+    lost_rounds = sum(drafted) * draft_ms / 10.0
+    assert drafted[0]
+    assert 1 <= sum(drafted[:100]) <= FIRST_ROUNDS / (draft_ms / 10.0) + 2
+    assert lost_rounds <= FIRST_ROUNDS + 2 * draft_ms / 10.0 + SHARE * 4000
+
+
+def test_where_even_perfect_drafts_cannot_win_one_is_enough_to_know() -> None:
+    """A draft of a second for four tokens, on steps of 10 ms."""
+    books = Books(FLAT)
+    drafted = lives(books, books.session("a"), LIKELY, 4, 500, 1000.0)
+    assert drafted == [True] + [False] * 499
+
+
+def test_what_pays_is_drafted_from_the_first_round_to_the_last() -> None:
+    books = Books(FLAT)
+    assert all(lives(books, books.session("a"), LIKELY, 3, 300, 5.0))
+
+
+def test_a_slow_first_call_is_not_the_end_of_a_drafter_that_pays() -> None:
+    """It has to load what later ones find loaded: 200 ms where the others take 5."""
+    books = Books(FLAT)
+    session = books.session("a")
+    lives(books, session, LIKELY, 3, 1, 200.0)
+    assert sum(lives(books, session, LIKELY, 3, 100, 5.0)) > 90
+
+
+def test_a_drafter_that_has_become_good_is_found_out() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    assert not any(lives(books, session, UNLIKELY, 0, 1500, 7.0)[-100:])
+    assert all(lives(books, session, LIKELY, 4, 20_000, 7.0)[-1000:])
+
+
+def test_few_sessions_explore_for_many() -> None:
+    books = Books((10.0, 0.1))
+    sessions = [books.session(f"s{number}") for number in range(16)]
+    assert sum(not books.target.draft_limits(session).skips for session in sessions) == MOST_EXPLORERS
+
+
+def test_where_no_draft_came_in_time_another_one_explores() -> None:
+    """The first round of a session finds no lease yet: it has learned nothing, and paid nothing."""
+    books = Books(FLAT)
+    session = books.session("a")
+    for _ in range(5):
+        assert not books.target.draft_limits(session).skips
+        assert books.target.explores(session)
+        books.plain_steps(session, 1)
+        assert not books.target.explores(session)
+    assert books.economy.explorations["default", True].purse_rounds == FIRST_ROUNDS
+
+
+def test_what_sessions_learned_serves_those_that_come_after_them() -> None:
+    books = Books(FLAT)
+    first = books.session("a")
+    before = lives(books, first, UNLIKELY, 0, 100, 7.0)
+    books.target.leave(first)
+    after = lives(books, books.session("b"), UNLIKELY, 0, 100, 7.0)
+    assert sum(after) <= 1 < sum(before)
+
+
+def test_a_session_may_do_without_hidden_states_only_once_drafts_are_known_not_to_pay() -> None:
+    books = Books(FLAT)
+    first = books.session("a")
+    assert books.target.may_draft(first), "nothing is known"
+    lives(books, first, UNLIKELY, 0, 100, 7.0)
+    second = books.session("b")
+    assert not books.target.may_draft(second)
+    books.target.rest(second)
+    assert books.target.draft_limits(second) == SKIP
+    assert Books(None).target.may_draft(first), "nobody knows what a step costs"
+    fixed = Books(STEEP, planned=False)
+    assert fixed.target.may_draft(fixed.session("a"))
+
+
+def test_a_session_may_draft_where_only_the_others_make_it_not_pay() -> None:
+    """Rows cost little while there are few of them: alone, four candidates are worth a draft, beside many others nothing is."""
+    books = Books((20.0, 4.0))
+    sessions = [books.session(f"s{number}") for number in range(30)]
+    for count in (1, 30):
+        for depth in (1, 2, 3, 4):
+            books.economy.draft_done("default", count, depth, 2.0 * count)
+    known(books, sessions[0], CandidateTree.chain([1, 2, 3, 4], [0.7, 0.4, 0.2, 0.1]), (3, 2, 1, 0, 0))
+    assert books.decided(sessions[0]).skips
+    assert books.target.may_draft(books.session("new"))
+
+
+def test_now_and_then_a_few_sessions_may_draft_to_find_out() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    lives(books, session, UNLIKELY, 0, 100, 7.0)
+    while not books.economy.explorations["default", True].affords(FIRST_ROUNDS / 2):
+        books.plain_steps(session, 1)
+    books.plain_steps(session, 2 * IDLE_DECISION_STEPS + 2000)  # what was seen is old by now
+    others = [books.session(f"s{number}") for number in range(10)]
+    assert sum(books.target.may_draft(other) for other in others) == MOST_EXPLORERS
+
+
+def off(books: Books, session: Session) -> None:
+    """By the scores a draft pays; by the clock it does not."""
+    books.drafts_cost(0.1)
+    known(books, session, LIKELY, (3,))
+    for _ in range(CLEAR_ROUNDS):
+        books.economy.round_done(session, 1, 20.0, 100.0)
+    books.plain_steps(session, DECISION_STEPS)
+
+
+def test_sessions_that_ask_in_the_same_step_do_not_end_a_pause_sooner() -> None:
+    books = Books()
+    session = books.session("a")
+    off(books, session)
+    for _ in range(2 * FIRST_PAUSE_ROUNDS):
+        assert books.target.draft_limits(session) == SKIP
+
+
+def test_a_drafter_that_does_not_pay_by_the_clock_is_switched_off_and_probed_again() -> None:
+    """A round of 20 ms in which plain decoding makes 2 tokens; decisions stand for some steps, so a change shows a little later."""
+    books = Books()
+    session = books.session("a")
+    off(books, session)
+    pause = 0
+    while books.target.draft_limits(session).skips:
+        books.plain_steps(session, 1)
+        pause += 1
+    assert pause + DECISION_STEPS - FIRST_PAUSE_ROUNDS in range(IDLE_DECISION_STEPS + 1)
+    for _ in range(PROBE_ROUNDS):
+        assert not books.target.draft_limits(session).skips
+        books.economy.round_done(session, 4, 20.0, 100.0)
+        books.step(session, LIKELY, accepted=3)
+    assert books.economy.paying.pays(("default", True))
+    assert not books.target.draft_limits(session).skips
+
+
+def test_what_loses_on_sampled_text_goes_on_on_greedy_text() -> None:
+    books = Books()
+    greedy, sampled = books.session("a"), books.session("b", greedy=False)
+    known(books, greedy, LIKELY, (3,))
+    off(books, sampled)
+    assert books.target.draft_limits(sampled).skips
+    assert not books.target.draft_limits(greedy).skips
+
+
+def test_the_fixed_mode_drafts_and_verifies_all_whatever_it_costs() -> None:
+    books = Books(STEEP, planned=False)
+    books.drafts_cost(1000.0)
+    session = books.session("a")
+    for _ in range(2 * MIN_ROUNDS):
+        books.economy.round_done(session, 1, 20.0, 100.0)
+        books.step(session, UNLIKELY)
+    assert books.kept((session, UNLIKELY)) == [[0, 1, 2, 3]]
+    assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER
+    assert books.target.wait_ms(1, [InFlight(0.0, 4)]) == 0

@@ -1,0 +1,81 @@
+"""Draft lanes: one call for what is wanted together, errors for those whom they concern, and a log that is not flooded."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from dspark.errors import DraftUnavailable, ProtocolError, StaleRound, UnknownSession
+from dspark.fakes import FakeDrafter, ToyLaw
+from dspark.messages import DraftReport, DraftRequest, DraftResult
+from dspark.routing.draft_lanes import FAILURE_LOG_S, FailureLog
+from dspark.routing.lanes import DraftLane
+from dspark.types import SessionId
+from tests.routing.parts import GREEDY, CountingObserver, session_named
+
+
+def drafted(name: str, base_length: int = 3) -> DraftRequest:
+    return DraftRequest(SessionId(name), base_length, (), 2, 2)
+
+
+async def test_drafts_that_are_wanted_together_are_one_call_and_failures_stay_apart() -> None:
+    law = ToyLaw()
+    drafter, observer = FakeDrafter(law.guess), CountingObserver()
+    lane = DraftLane(drafter, observer)
+    for name in "ab":
+        drafter.open(session_named(name).opening())
+    answers = await asyncio.gather(
+        lane.draft(drafted("a")), lane.draft(drafted("nobody")), lane.draft(drafted("b", 9)), return_exceptions=True
+    )
+    assert isinstance(answers[0], DraftResult)
+    assert answers[0].tree.token_ids.tolist() == law.continuation((1, 2, 3), GREEDY, 2)
+    assert isinstance(answers[1], UnknownSession)
+    assert isinstance(answers[2], StaleRound)
+    assert (drafter.num_drafts, observer.num_drafts) == (1, 1)
+
+
+class ForgetfulDrafter(FakeDrafter):
+    async def draft(self, requests: Sequence[DraftRequest]) -> DraftReport:
+        return DraftReport()
+
+
+async def test_a_request_left_out_of_the_answer_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="left a request out"):
+        await DraftLane(ForgetfulDrafter(ToyLaw().guess), CountingObserver()).draft(drafted("a"))
+
+
+async def test_a_dropped_draft_lane_tells_those_who_wait_that_the_drafter_is_gone() -> None:
+    """Not with a cancellation: that would end their sessions."""
+    drafter = FakeDrafter(ToyLaw().guess, delay_s=60)
+    lane = DraftLane(drafter, CountingObserver())
+    running = asyncio.create_task(lane.draft(drafted("a")))
+    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(lane.draft(drafted("b")))
+    await asyncio.sleep(0.01)
+    await lane.stop()
+    for task in (running, waiting):
+        with pytest.raises(DraftUnavailable):
+            await task
+
+
+async def test_what_a_call_cost_is_told_with_the_context_that_was_news_to_the_drafter() -> None:
+    told: list[tuple[int, int, int]] = []
+    drafter = FakeDrafter(ToyLaw().guess)
+    lane = DraftLane(drafter, CountingObserver(), lambda sessions, depth, draft_ms, news: told.append((sessions, depth, news)))
+    for name in "ab":
+        drafter.open(session_named(name).opening())
+    requests = [DraftRequest(SessionId("a"), 5, (7, 8), 2, 2), DraftRequest(SessionId("b"), 4, (9,), 1, 1)]
+    await asyncio.gather(*(lane.draft(request) for request in requests))
+    assert told == [(2, 2, 3)]
+
+
+def test_a_drafter_that_fails_round_after_round_is_told_once_at_length_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    log = FailureLog()
+    for number in range(1000):
+        log.tell(ZeroDivisionError(f"failure {number}"), 0.2 * number)
+    records = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(records) == 1 + int(200 / FAILURE_LOG_S)
+    assert records[0].exc_info is not None
+    assert not any(record.exc_info for record in records[1:])
+    assert "300 more times, at last with ZeroDivisionError: failure 300" in caplog.text

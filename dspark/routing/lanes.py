@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +22,10 @@ from dspark.types import SessionId
 
 logger = logging.getLogger(__name__)
 
+REMEMBERED_WAYS = 64
+"""Calls; the shortest way to the drafter and back among them is taken for the way itself."""
+WAIT_SLACK = 1.5
+"""A wait that is worth its expected time is worth a little more: a draft that comes just too late costs a step of its own."""
 OnDraftCost = Callable[[int, int, float, int], None]
 
 
@@ -57,11 +62,16 @@ class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
     def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost` is told of every call that drafted: sessions, depth, how long the router waited, in ms, and how many tokens or hidden
-        states of context the drafter was given."""
+        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, and how many tokens or hidden states of context
+        the drafter was given.
+
+        What it cost is what the drafter says, and what the way there and back adds at the least: the rest of the router's wait is a place
+        behind other work, a step of the target in the same process above all, and says nothing of the next call.
+        """
         self.drafter = drafter
         self._observer = observer
         self._on_cost = on_cost
+        self._ways_ms: deque[float] = deque(maxlen=REMEMBERED_WAYS)
         self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
 
     async def draft(self, request: DraftRequest) -> DraftResult:
@@ -78,7 +88,10 @@ class DraftLane:
         report = await self.drafter.draft(requests)
         drafting = [request.max_depth for request in requests if request.max_depth > 0]
         if drafting and not report.failures:
-            self._on_cost(len(drafting), max(drafting), (clock() - started) * 1e3, sum(map(_num_news, requests)))
+            waited_ms = (clock() - started) * 1e3
+            self._ways_ms.append(max(0.0, waited_ms - report.draft_ms))
+            cost_ms = report.draft_ms + min(*self._ways_ms, report.draft_ms) if report.draft_ms > 0 else waited_ms
+            self._on_cost(len(drafting), max(drafting), cost_ms, sum(map(_num_news, requests)))
         self._observer.draft_done(report)
         answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
         answers.update({failure.session_id: error_of(failure) for failure in report.failures})
@@ -145,6 +158,8 @@ class VerifyLane:
         self._waited: asyncio.TimerHandle | None = None
         """Ends the wait for drafts in flight."""
         self._submitted_s = 0.0
+        self._free_since_s = 0.0
+        """Event loop's time in seconds of the last report."""
         self._silent_since = 0.0
         """Event loop's time in seconds: of the last report, or of the first round after a pause."""
 
@@ -225,13 +240,18 @@ class VerifyLane:
         if not self._drafting:
             return False
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        in_flight = [InFlight((now_s - since_s) * 1e3, limits.max_depth) for since_s, limits in self._drafting.values() if not limits.skips]
+        asked = [(since_s, limits) for since_s, limits in self._drafting.values() if not limits.skips]
+        in_flight = [InFlight(self._drafted_for_ms(since_s, loop.time()), limits.max_depth) for since_s, limits in asked]
         wait_ms = self.books.wait_ms(len(self._ready), in_flight)
         if wait_ms > 0 and self._waited is None:
             self.books.waited()
-            self._waited = loop.call_later(wait_ms / 1e3, self._stop_waiting)
+            self._waited = loop.call_later(WAIT_SLACK * wait_ms / 1e3, self._stop_waiting)
         return wait_ms > 0
+
+    def _drafted_for_ms(self, since_s: float, now_s: float) -> float:
+        """How long a draft asked for at `since_s` has been worked on: while the target was busy only as far as the two overlap."""
+        beside_s = max(0.0, self._free_since_s - since_s)
+        return (now_s - since_s - (1.0 - self.books.overlap) * beside_s) * 1e3
 
     def _stop_waiting(self) -> None:
         self._waited = None
@@ -247,7 +267,7 @@ class VerifyLane:
         try:
             while True:
                 report = await self._next_report()
-                self._silent_since = asyncio.get_running_loop().time()
+                self._silent_since = self._free_since_s = asyncio.get_running_loop().time()
                 self._target_is_free = True
                 self._keep_books(report)
                 self._settle(report)

@@ -88,6 +88,11 @@ class TargetEconomy:
         """Candidates verified per session and round."""
 
     @property
+    def overlap(self) -> float:
+        """See Economy."""
+        return self._economy.overlap
+
+    @property
     def num_sessions(self) -> int:
         """Sessions that live on this target."""
         return len(self._sessions)
@@ -147,7 +152,16 @@ class TargetEconomy:
         needs = {w.session.session_id: _need(w.session, tree) for w, tree in zip(waiting, trees, strict=True)}
         if not self._economy.planned:
             return plan(needs, self._max_rows)
-        return plan(needs, self._max_rows, self.costs(float(np.mean([w.draft_ms for w in waiting]))))
+        return plan(needs, self._max_rows, self.costs(self._draft_ms(waiting)))
+
+    def _draft_ms(self, waiting: Sequence[Waiting]) -> float:
+        """What the drafts of this step cost: expected, since how long each session waited for its own is mostly the step before."""
+        drafted = [w for w in waiting if len(w.tree)]
+        name = drafted[0].session.drafter
+        expected = None if name is None else self._economy.draft_ms(name, len(drafted))
+        if expected is None:
+            return float(np.mean([w.draft_ms for w in drafted]))
+        return float(expected[min(len(expected) - 1, max(int(w.tree.depths.max()) for w in drafted))])
 
     def plain_tokens_per_second(self) -> float:
         """What each session would make if all of them decoded plainly; 0 while nothing is known."""
@@ -266,7 +280,12 @@ class TargetEconomy:
         """
         plain_ms = costs.step_of(num_sessions) + costs.fixed_ms
         rows = num_sessions + sum(len(one.kept) for one in explored)
-        round_ms = max(one.draft_ms for one in explored) + costs.step_of(rows) + costs.fixed_ms
+        name = explored[0].session.drafter
+        expected = None if name is None else self._economy.draft_ms(name, len(explored))
+        draft_ms = max(one.draft_ms for one in explored)
+        if expected is not None:
+            draft_ms = min(draft_ms, float(expected[min(len(expected) - 1, max(one.limits.max_depth for one in explored))]))
+        round_ms = draft_ms + costs.step_of(rows) + costs.fixed_ms
         won = sum(len(one.accepted) + _promised(one) for one in explored) / 2 / num_sessions
         return round_ms / plain_ms - 1.0 - won
 

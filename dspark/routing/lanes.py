@@ -14,6 +14,7 @@ from dspark.messages import NO_FEATURES, DraftRequest, DraftResult, SessionFailu
 from dspark.ports import Drafter, Verifier
 from dspark.routing.economy import Economy
 from dspark.routing.observer import DraftObserver, Observer
+from dspark.routing.plain_pace import PlainPace
 from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
@@ -49,6 +50,8 @@ class Drafted:
     """What it was drafted under; SKIP where no drafter answered."""
     draft_ms: float = 0.0
     """How long it took, waiting included; 0 where nothing came of it."""
+    started_s: float | None = None
+    """When the round began, by the event loop's time; None: when it is handed in."""
 
 
 def error_of(failure: SessionFailure) -> DSparkError:
@@ -62,8 +65,8 @@ class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
     def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, and how many tokens or hidden states of context
-        the drafter was given.
+        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, and how many tokens or hidden states of
+        context the drafter was given.
 
         What it cost is what the drafter says, and what the way there and back adds at the least: the rest of the router's wait is a place
         behind other work, a step of the target in the same process above all, and says nothing of the next call.
@@ -110,7 +113,7 @@ class Verdict:
     num_selected: int
     result: VerifyResult
     plain_tokens_per_second: float = 0.0
-    """What the session would have made by plain decoding, as far as the target's curve knows; 0 where it does not."""
+    """What the session would have made by plain decoding since its round began, as far as the target's curve knows; 0 where it does not."""
     explored: bool = False
     """True if it was drafted to find out what that brings, at an expected loss."""
 
@@ -124,9 +127,9 @@ class _Round:
     future: asyncio.Future[Verdict]
     limits: DraftLimits
     draft_ms: float
+    started_s: float
     features_from: int = NO_FEATURES
     kept: list[int] = field(default_factory=list)
-    plain_tokens_per_second: float = 0.0
     explored: bool = False
 
 
@@ -158,6 +161,7 @@ class VerifyLane:
         self._waited: asyncio.TimerHandle | None = None
         """Ends the wait for drafts in flight."""
         self._submitted_s = 0.0
+        self._plain_pace = PlainPace()
         self._free_since_s = 0.0
         """Event loop's time in seconds of the last report."""
         self._silent_since = 0.0
@@ -178,7 +182,7 @@ class VerifyLane:
         finally:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
-        return Drafted(tree, limits if drafts.answered else SKIP, draft_ms)
+        return Drafted(tree, limits if drafts.answered else SKIP, draft_ms, started)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.
@@ -188,7 +192,8 @@ class VerifyLane:
         if self._lost is not None:
             raise self._lost
         loop = asyncio.get_running_loop()
-        waiting = _Round(session, drafted.tree, loop.create_future(), drafted.limits, drafted.draft_ms, features_from)
+        started_s = loop.time() if drafted.started_s is None else drafted.started_s
+        waiting = _Round(session, drafted.tree, loop.create_future(), drafted.limits, drafted.draft_ms, started_s, features_from)
         self._ready[session.session_id] = waiting
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
@@ -216,10 +221,9 @@ class VerifyLane:
         ready = self._taken(self.books.most_to_fire())
         rounds = list(ready.values())
         kept = self.books.plan([Waiting(r.session, r.tree, r.draft_ms) for r in rounds]).kept
-        plain = self.books.plain_tokens_per_second()
         requests: list[VerifyRequest] = []
         for session_id, waiting in ready.items():
-            waiting.kept, waiting.plain_tokens_per_second = kept[session_id], plain
+            waiting.kept = kept[session_id]
             waiting.explored = self.books.explores(waiting.session)
             requests.append(waiting.session.verify_request(waiting.tree.select(waiting.kept), waiting.features_from))
         self._submitted_s = self._silent_since = asyncio.get_running_loop().time()
@@ -307,12 +311,16 @@ class VerifyLane:
             if (one := self._in_flight.get(result.session_id)) is not None
         ]
         self.books.step_done(report.batch_rows, report.verify_ms, (self._silent_since - self._submitted_s) * 1e3, verified)
+        num_reading = len(self._in_flight) - len(verified)  # their prompts are not through yet
+        prompt_rows = report.batch_rows - sum(1 + len(one.kept) for one in verified)
+        self._plain_pace.step_done(self._silent_since, self.books.plain_step_ms(num_reading, max(0, prompt_rows)))
 
     def _settle(self, report: StepReport) -> None:
         for result in report.results:
             waiting = self._in_flight.pop(result.session_id, None)
             if waiting is not None and not waiting.future.done():
-                waiting.future.set_result(Verdict(len(waiting.kept), result, waiting.plain_tokens_per_second, waiting.explored))
+                pace = self._plain_pace.per_second(waiting.started_s)
+                waiting.future.set_result(Verdict(len(waiting.kept), result, pace, waiting.explored))
         for failure in report.failures:
             waiting = self._in_flight.pop(failure.session_id, None)
             if waiting is not None and not waiting.future.done():

@@ -163,12 +163,12 @@ class TargetEconomy:
             return float(np.mean([w.draft_ms for w in drafted]))
         return float(expected[min(len(expected) - 1, max(int(w.tree.depths.max()) for w in drafted))])
 
-    def plain_tokens_per_second(self) -> float:
-        """What each session would make if all of them decoded plainly; 0 while nothing is known."""
-        costs = self.costs()
-        if costs is None or not self._sessions:
+    def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
+        """What a step takes in which all sessions decode plainly but `num_reading`, of whose prompts it has so many rows; 0: not known."""
+        costs, num_decoding = self.costs(), self.num_sessions - num_reading
+        if costs is None or num_decoding < 1:
             return 0.0
-        return 1e3 / (costs.step_of(self.num_sessions) + costs.fixed_ms)
+        return costs.step_of(min(num_decoding + prompt_rows, costs.max_rows)) + costs.fixed_ms
 
     def load(self, tau: Callable[[Session], float]) -> TargetLoad | None:
         """What speed promises are judged by; `tau` tells what a session commits per round. None while nothing is known of the target."""

@@ -106,13 +106,15 @@ def test_plain_sessions_are_not_planned_for() -> None:
     assert mixed.expected_ms == pytest.approx(10.0)
 
 
-def test_plain_speed_is_that_of_all_sessions_with_one_row_each() -> None:
+def test_a_plain_step_is_that_of_all_sessions_with_one_row_each_and_of_the_prompts_that_are_read() -> None:
     books = Books((5.0, 1.0))
-    assert books.target.plain_tokens_per_second() == 0
+    assert books.target.plain_step_ms() == 0
     for name in "abcde":
         books.session(name)
-    assert books.target.plain_tokens_per_second() == pytest.approx(100.0)
-    assert Books(None).target.plain_tokens_per_second() == 0
+    assert books.target.plain_step_ms() == pytest.approx(10.0)
+    assert books.target.plain_step_ms(num_reading=2, prompt_rows=7) == pytest.approx(15.0)
+    assert books.target.plain_step_ms(num_reading=5, prompt_rows=7) == 0
+    assert Books(None).target.plain_step_ms() == 0
 
 
 def test_without_a_profile_real_steps_will_have_to_do() -> None:

@@ -27,6 +27,8 @@ REMEMBERED_WAYS = 64
 """Calls; the shortest way to the drafter and back among them is taken for the way itself."""
 WAIT_SLACK = 1.5
 """A wait that is worth its expected time is worth a little more: a draft that comes just too late costs a step of its own."""
+REPORTS_TO_BE_SEEN = 2
+"""After so many, what was handed in before them has had its turn."""
 OnDraftCost = Callable[[int, int, float, int], None]
 
 
@@ -130,6 +132,8 @@ class _Round:
     started_s: float
     features_from: int = NO_FEATURES
     kept: list[int] = field(default_factory=list)
+    submit: int = 0
+    """Number of the hand-in that it went with."""
     explored: bool = False
 
 
@@ -160,6 +164,9 @@ class VerifyLane:
         self._reader: asyncio.Task[None] | None = None
         self._waited: asyncio.TimerHandle | None = None
         """Ends the wait for drafts in flight."""
+        self._num_submits = 0
+        self._num_reports = 0
+        """Since the last of them."""
         self._submitted_s = 0.0
         self._plain_pace = PlainPace()
         self._free_since_s = 0.0
@@ -220,10 +227,11 @@ class VerifyLane:
         self._end_wait()
         ready = self._taken(self.books.most_to_fire())
         rounds = list(ready.values())
+        self._num_submits, self._num_reports = self._num_submits + 1, 0
         kept = self.books.plan([Waiting(r.session, r.tree, r.draft_ms) for r in rounds]).kept
         requests: list[VerifyRequest] = []
         for session_id, waiting in ready.items():
-            waiting.kept = kept[session_id]
+            waiting.kept, waiting.submit = kept[session_id], self._num_submits
             waiting.explored = self.books.explores(waiting.session)
             requests.append(waiting.session.verify_request(waiting.tree.select(waiting.kept), waiting.features_from))
         self._submitted_s = self._silent_since = asyncio.get_running_loop().time()
@@ -272,7 +280,7 @@ class VerifyLane:
             while True:
                 report = await self._next_report()
                 self._silent_since = self._free_since_s = asyncio.get_running_loop().time()
-                self._target_is_free = True
+                self._target_is_free = self._has_seen_all(report)
                 self._keep_books(report)
                 self._settle(report)
                 self._observer.step_done(report)
@@ -296,6 +304,16 @@ class VerifyLane:
                     raise TargetUnavailable(f"the target was silent for {self._silence_timeout_s:g} s")
         finally:
             reading.cancel()
+
+    def _has_seen_all(self, report: StepReport) -> bool:
+        """False while a step with the rounds that were handed in last is still to come, or under way: to hand in more now would make two
+        groups for good, each waiting for the other's step. Prompts may take many steps; others go beside them."""
+        self._num_reports += 1
+        last = {session_id for session_id, one in self._in_flight.items() if one.submit == self._num_submits}
+        told = {result.session_id for result in report.results} | {failure.session_id for failure in report.failures}
+        if report.batch_rows == 0 or self._num_reports >= REPORTS_TO_BE_SEEN or last & told:
+            return True
+        return all(self._in_flight[session_id].session.round == 0 for session_id in last)
 
     def _patience_s(self) -> float:
         """How long the target may still be silent."""

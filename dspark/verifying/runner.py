@@ -100,9 +100,12 @@ class VerifierRunner:
                 self._wake.clear()
                 while self._commands or self._verifier.has_work:
                     report = await loop.run_in_executor(self._thread, self._step)
+                    idle = not (report.batch_rows or report.results or report.failures)
+                    if idle and not self._verifier.has_work:
+                        continue  # sessions came or went: told as a step, it would pass for the one that a router is waiting for
                     self._hand_out(report)
                     await asyncio.sleep(0)  # rounds that the reports set off join the next step
-                    if not (report.batch_rows or report.results or report.failures or self._commands):
+                    if idle and not self._commands:
                         break  # all that waits needs blocks of sessions that are between rounds: only a command can help
         except Exception:
             logger.exception("the target's step loop ended")

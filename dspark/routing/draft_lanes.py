@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 from dspark.ports import DrafterLease
-from dspark.routing.lanes import DraftLane, OnDraftCost
+from dspark.routing.draft_lane import DraftLane, OnDraftCost
 from dspark.routing.observer import DraftObserver
 
 logger = logging.getLogger(__name__)

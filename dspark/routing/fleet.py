@@ -12,10 +12,10 @@ from dspark.config import DrafterConfig, LimitsConfig
 from dspark.drafting.lookup import LookupDrafter
 from dspark.ports import DrafterPool
 from dspark.routing.choice import DrafterChooser
+from dspark.routing.draft_lane import OnDraftCost
 from dspark.routing.draft_lanes import DraftLanes
 from dspark.routing.drafts import DraftSource, LeasedDrafts, NoDrafts
 from dspark.routing.economy import Economy
-from dspark.routing.lanes import OnDraftCost
 from dspark.routing.merged import MergedDrafts
 from dspark.routing.observer import DraftObserver, NamedDrafter, Observer, SilentObserver
 from dspark.routing.placement import LocalDrafterPool

@@ -1,19 +1,16 @@
-"""Lanes: one per replica. While the replica is busy, rounds wait; when it is free, all that wait go together, planned as one batch."""
+"""The lane to one target replica. While it is busy, rounds wait; when it is free, all that wait go together, planned as one batch."""
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dspark import errors
-from dspark.batching import NaturalBatcher
-from dspark.errors import DraftUnavailable, DSparkError, ProtocolError, TargetUnavailable
-from dspark.messages import NO_FEATURES, DraftRequest, DraftResult, SessionFailure, StepReport, VerifyRequest, VerifyResult
-from dspark.ports import Drafter, Verifier
+from dspark.errors import TargetUnavailable
+from dspark.messages import NO_FEATURES, StepReport, VerifyRequest, VerifyResult
+from dspark.ports import Verifier
+from dspark.routing.draft_lane import error_of
 from dspark.routing.economy import Economy
-from dspark.routing.observer import DraftObserver, Observer
+from dspark.routing.observer import Observer
 from dspark.routing.plain_pace import PlainPace
 from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
@@ -23,13 +20,10 @@ from dspark.types import SessionId
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED_WAYS = 64
-"""Calls; the shortest way to the drafter and back among them is taken for the way itself."""
 WAIT_SLACK = 1.5
 """A wait that is worth its expected time is worth a little more: a draft that comes just too late costs a step of its own."""
 REPORTS_TO_BE_SEEN = 2
 """After so many, what was handed in before them has had its turn."""
-OnDraftCost = Callable[[int, int, float, int], None]
 
 
 class Proposer(Protocol):
@@ -54,58 +48,6 @@ class Drafted:
     """How long it took, waiting included; 0 where nothing came of it."""
     started_s: float | None = None
     """When the round began, by the event loop's time; None: when it is handed in."""
-
-
-def error_of(failure: SessionFailure) -> DSparkError:
-    """The failure as the error it was on the replica; an unknown name becomes a ProtocolError."""
-    kind = getattr(errors, failure.error, ProtocolError)
-    known = isinstance(kind, type) and issubclass(kind, DSparkError)
-    return (kind if known else ProtocolError)(failure.message)
-
-
-class DraftLane:
-    """All drafts that one router wants of one draft replica."""
-
-    def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, and how many tokens or hidden states of
-        context the drafter was given.
-
-        What it cost is what the drafter says, and what the way there and back adds at the least: the rest of the router's wait is a place
-        behind other work, a step of the target in the same process above all, and says nothing of the next call.
-        """
-        self.drafter = drafter
-        self._observer = observer
-        self._on_cost = on_cost
-        self._ways_ms: deque[float] = deque(maxlen=REMEMBERED_WAYS)
-        self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
-
-    async def draft(self, request: DraftRequest) -> DraftResult:
-        """Raises DraftUnavailable if the replica is gone, or the error that it reports for this session."""
-        return await self._batcher.submit(request)
-
-    async def stop(self) -> None:
-        """What waits is told that the drafter is gone."""
-        await self._batcher.stop(DraftUnavailable("the drafter was dropped"))
-
-    async def _draft(self, requests: list[DraftRequest]) -> list[DraftResult | Exception]:
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        report = await self.drafter.draft(requests)
-        drafting = [request.max_depth for request in requests if request.max_depth > 0]
-        if drafting and not report.failures:
-            waited_ms = (clock() - started) * 1e3
-            self._ways_ms.append(max(0.0, waited_ms - report.draft_ms))
-            cost_ms = report.draft_ms + min(*self._ways_ms, report.draft_ms) if report.draft_ms > 0 else waited_ms
-            self._on_cost(len(drafting), max(drafting), cost_ms, sum(map(_num_news, requests)))
-        self._observer.draft_done(report)
-        answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
-        answers.update({failure.session_id: error_of(failure) for failure in report.failures})
-        missing = ProtocolError("the drafter left a request out of its answer")
-        return [answers.get(request.session_id, missing) for request in requests]
-
-
-def _num_news(request: DraftRequest) -> int:
-    return len(request.new_token_ids) if request.features is None else len(request.features.values)
 
 
 @dataclass(frozen=True, slots=True)

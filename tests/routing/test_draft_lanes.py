@@ -9,8 +9,8 @@ import pytest
 from dspark.errors import DraftUnavailable, ProtocolError, StaleRound, UnknownSession
 from dspark.fakes import FakeDrafter, ToyLaw
 from dspark.messages import DraftReport, DraftRequest, DraftResult
+from dspark.routing.draft_lane import DraftLane
 from dspark.routing.draft_lanes import FAILURE_LOG_S, FailureLog
-from dspark.routing.lanes import DraftLane
 from dspark.types import SessionId
 from tests.routing.parts import GREEDY, CountingObserver, session_named
 

@@ -9,7 +9,8 @@ import pytest
 from dspark.errors import InvalidMessage, ProtocolError, StaleRound, TargetUnavailable, UnknownSession
 from dspark.fakes import ToyLaw, ToyTarget
 from dspark.messages import SessionFailure, SessionOpen, StepReport, VerifyRequest
-from dspark.routing.lanes import Drafted, Verdict, VerifyLane, error_of
+from dspark.routing.draft_lane import error_of
+from dspark.routing.lanes import Drafted, Verdict, VerifyLane
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SessionId

@@ -181,3 +181,17 @@ async def test_an_error_of_the_step_loop_itself_reaches_the_routers(
     await asyncio.sleep(0)
     assert not runner.alive
     assert "the target's step loop ended" in caplog.text
+
+
+async def test_sessions_that_come_and_go_are_not_told_as_a_step(runner: VerifierRunner, verifier: GatedVerifier) -> None:
+    """A router would take it for the step that it is waiting for."""
+    connection = runner.connect(RouterId("one"))
+    begin(connection, A)
+    begin(connection, B, submit=False)
+    assert (await asyncio.wait_for(connection.next_report(), 20)).batch_rows > 0
+    steps = verifier.num_steps
+    connection.close(B)
+    while verifier.num_steps == steps:
+        await asyncio.sleep(0.01)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(connection.next_report(), 0.2)

@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 MAX_RAW_TABLES = 4
 """Drafters without a projection here that are served at the same time: each costs m * d numbers per slot. Others get no features."""
 
+MAX_PENDING_ROWS = 256
+"""Rows whose hidden states wait to be projected: half a megabyte for a model of hidden size 256, tens for a large one."""
+MAX_TRIES = 8
+"""Projections in a row that fail before a table is given up."""
+
 _EXPONENT = np.uint16(0x7F80)  # all ones in bfloat16: infinity or NaN
 
 
@@ -64,6 +69,11 @@ class FeatureTable:
         self._device = device
         self._arithmetic = arithmetic
         self._values: torch.Tensor | None = None  # [num_slots, w] bfloat16
+        self._pending: list[tuple[Taps, Sequence[int], Sequence[int]]] = []
+        """Rows and slots of forwards that nobody has asked for yet: many rows cost hardly more than one, and plain rounds ask for none."""
+        self._num_pending = 0
+        self._num_failures = 0
+        """In a row."""
 
     @property
     def projected(self) -> bool:
@@ -75,32 +85,56 @@ class FeatureTable:
         """Memory held so far."""
         return 0 if self._values is None else self._values.numel() * self._values.element_size()
 
-    @torch.inference_mode()
     def write(self, taps: Taps, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Keep these rows of the forward at these slots."""
-        values = self._features(taps, rows)  # [k, w]
+        """Keep these rows of the forward at these slots. What cannot be projected now is tried again, MAX_TRIES times; raises what it failed
+        of."""
+        if self._num_failures >= MAX_TRIES:
+            raise ValueError("the projection has failed too often")
+        self._pending.append((taps, rows, slots))
+        self._num_pending += len(rows)
+        if self._num_pending >= MAX_PENDING_ROWS:
+            self._flush()
+
+    @torch.inference_mode()
+    def _flush(self) -> None:
+        """Project what is pending and put it into place. A slot may have changed its owner meanwhile: what was written last counts."""
+        self._num_failures += 1  # unless all goes well
+        slots = [slot for _, _, own in self._pending for slot in own]
+        values = self._features(self._pending)  # [k, w]
         if self._values is None:
             self._values = torch.zeros((self._num_slots, values.shape[1]), dtype=torch.bfloat16, device=self._device)
-        self._values.index_copy_(0, on_device(slots, torch.int64, self._device), values)
+        last = {slot: index for index, slot in enumerate(slots)}
+        if len(last) < len(slots):
+            values = values.index_select(0, on_device(list(last.values()), torch.int64, self._device))
+        self._values.index_copy_(0, on_device(list(last), torch.int64, self._device), values)
+        self._pending, self._num_pending, self._num_failures = [], 0, 0
 
     @torch.inference_mode()
     def read(self, slots: Sequence[int]) -> NDArray[np.uint16]:
         """[k, w] bits of bfloat16 at these slots."""
+        if self._num_failures >= MAX_TRIES:
+            raise ValueError("the projection has failed too often")
+        if self._pending:
+            self._flush()
         if self._values is None:
             raise ValueError("nothing was written yet")
         rows = self._values.index_select(0, on_device(slots, torch.int64, self._device))
         bits: NDArray[np.uint16] = rows.view(torch.int16).cpu().numpy().view(np.uint16)
         return bits
 
-    def _features(self, taps: Taps, rows: Sequence[int]) -> torch.Tensor:
-        parts = [taps[layer] for layer in self.tap_layers]  # each [R, d]
-        indices = {device: on_device(rows, torch.int64, device) for device in {part.device for part in parts}}
-        chosen = [part.index_select(0, indices[part.device]).to(self._device) for part in parts]
-        joined = torch.cat(chosen, -1)  # [k, m * d]
+    def _features(self, pending: Sequence[tuple[Taps, Sequence[int], Sequence[int]]]) -> torch.Tensor:
+        parts = [torch.cat([self._rows_of(taps, layer, rows) for taps, rows, _ in pending]) for layer in self.tap_layers]
+        joined = torch.cat(parts, -1)  # [k, m * d]
         if self._projection is None:
             return joined.to(torch.bfloat16)
         with self._arithmetic():
             return self._projection(joined)
+
+    def _rows_of(self, taps: Taps, layer: int, rows: Sequence[int]) -> torch.Tensor:
+        part = taps[layer]  # [R, d]
+        if len(rows) == len(part) and all(row == index for index, row in enumerate(rows)):
+            return part.to(self._device)
+        return part.index_select(0, on_device(rows, torch.int64, part.device)).to(self._device)
 
 
 @dataclass(slots=True)

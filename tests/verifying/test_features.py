@@ -15,7 +15,7 @@ from dspark.runtime.loading import load_causal_lm
 from dspark.runtime.model import PackedModel
 from dspark.tree import CandidateTree
 from dspark.types import RouterId, SessionId
-from dspark.verifying.feature_store import MAX_RAW_TABLES, FeatureStore
+from dspark.verifying.feature_store import MAX_RAW_TABLES, MAX_TRIES, FeatureStore
 from dspark.verifying.runner import VerifierRunner
 from dspark.verifying.target_model import LoadedTarget, load_target
 from dspark.verifying.verifier import BatchVerifier
@@ -240,22 +240,30 @@ def test_a_projection_that_fails_costs_no_token_and_is_told_once(
         assert rounds.run(40) == plain[:2]
     assert rounds.failures == {}
     assert rounds.features[0][-1] is None
-    assert len([record for record in caplog.records if "features could not be kept" in record.message]) == 1
+    assert len([record for record in caplog.records if "features could not be read" in record.message]) == 1
 
 
-def test_a_gap_is_never_handed_out_and_a_recomputed_session_is_whole_again(calm: list[NDArray[np.uint16]]) -> None:
-    """The projection fails for one round only; after a preemption everything is computed anew."""
+def test_a_projection_that_failed_once_is_tried_again_and_nothing_is_missing(calm: list[NDArray[np.uint16]]) -> None:
     projection = Projected()
     verifier = verifier_on(model_of(), projection)
     verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
     projection.error = RuntimeError("once")
     assert answer(verifier, ask(0, 5, 0)).features is None
     projection.error = None
-    assert answer(verifier, ask(1, 6, 0)).features is None, "position 0 to 4 are missing"
-    verifier._sessions[A].forget_cache()
-    features = answer(verifier, ask(2, 7, 0)).features
+    features = answer(verifier, ask(1, 6, 0)).features
     assert features is not None
-    assert (features.start, features.stop) == (0, 7)
+    assert (features.start, features.stop) == (0, 6)
+
+
+def test_a_projection_that_fails_again_and_again_is_given_up() -> None:
+    projection = Projected()
+    verifier = verifier_on(model_of(), projection)
+    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
+    projection.error = RuntimeError("always")
+    for number in range(MAX_TRIES):
+        assert answer(verifier, ask(number, 5 + number, 0)).features is None
+    projection.error = None
+    assert answer(verifier, ask(MAX_TRIES, 5 + MAX_TRIES, 0)).features is None
 
 
 @pytest.mark.parametrize("factor", [float("nan"), 1e39])

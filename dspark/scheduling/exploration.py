@@ -8,9 +8,9 @@ Where what was tried goes on to lose, the purse earns half as much each time, do
 draft that won something puts that in, and the earning back.
 """
 
-SHARE = 0.005
-FIRST_ROUNDS = 6.0
-MOST_ROUNDS = 6.0
+SHARE = 0.01
+FIRST_ROUNDS = 16.0
+MOST_ROUNDS = 16.0
 """In the purse: what a long pause has saved is not spent all at once."""
 MOST_LOST_ROUNDS = 3.0
 """By one exploration, as it is counted: one stall of the machine, or a drafter's first call, must not end all exploring."""

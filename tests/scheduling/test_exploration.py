@@ -27,7 +27,7 @@ def test_the_first_purse_is_spent_draft_by_draft_and_no_further() -> None:
     while exploration.affords(2.0):
         exploration.explored(1.2)
         tries += 1
-    assert tries == 4
+    assert tries == 12
     assert tries * 1.2 <= FIRST_ROUNDS
 
 

@@ -86,8 +86,8 @@ class FeatureTable:
         return 0 if self._values is None else self._values.numel() * self._values.element_size()
 
     def write(self, taps: Taps, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Keep these rows of the forward at these slots. What cannot be projected now is tried again, MAX_TRIES times; raises what it failed
-        of."""
+        """Keep these rows of the forward at these slots. What cannot be projected now is tried again later, MAX_TRIES times in all; raises
+        what it failed of."""
         if self._num_failures >= MAX_TRIES:
             raise ValueError("the projection has failed too often")
         self._pending.append((taps, rows, slots))

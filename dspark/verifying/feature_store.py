@@ -1,6 +1,7 @@
 """What drafters read of the target, kept beside the keys and values: one vector per KV slot, so that features live and die with them.
 
-Rows are projected once, when they are accepted, and written to the slot that their keys and values keep. A drafter that is new,
+Rows that are accepted are kept for the slot that their keys and values keep, and projected once, many together, when somebody asks. A
+drafter that is new,
 or was started again, is served from here; only a preempted session's features are computed anew, together with its cache. Whatever
 goes wrong in this file costs drafts, never tokens.
 

@@ -1,9 +1,8 @@
 """What drafters read of the target, kept beside the keys and values: one vector per KV slot, so that features live and die with them.
 
 Rows that are accepted are kept for the slot that their keys and values keep, and projected once, many together, when somebody asks. A
-drafter that is new,
-or was started again, is served from here; only a preempted session's features are computed anew, together with its cache. Whatever
-goes wrong in this file costs drafts, never tokens.
+drafter that is new, or was started again, is served from here; only a preempted session's features are computed anew, together with its
+cache. Whatever goes wrong in this file costs drafts, never tokens.
 
 Symbols: R rows of a forward, k rows kept, m taps, d hidden size, w = d where the target has the drafter's projection, else m * d.
 """

@@ -99,7 +99,7 @@ class VerifierRunner:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._commands or self._verifier.has_work:
-                    report = await loop.run_in_executor(self._thread, self._step)
+                    self.last_report = report = await loop.run_in_executor(self._thread, self._step)
                     idle = not (report.batch_rows or report.results or report.failures)
                     if idle and not self._verifier.has_work:
                         continue  # sessions came or went: told as a step, it would pass for the one that a router is waiting for
@@ -121,7 +121,6 @@ class VerifierRunner:
 
     def _hand_out(self, report: StepReport) -> None:
         """Each router its own results; every router the cost of the step, which tells it that the target is free."""
-        self.last_report = report
         for failure in report.failures:
             logger.warning("session %s failed: %s", failure.session_id, failure.message)
         for connection in self._connections:

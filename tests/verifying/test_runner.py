@@ -195,3 +195,14 @@ async def test_sessions_that_come_and_go_are_not_told_as_a_step(runner: Verifier
         await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(connection.next_report(), 0.2)
+
+
+async def test_what_a_session_that_left_gave_back_shows_in_the_last_report(runner: VerifierRunner) -> None:
+    connection = runner.connect(RouterId("one"))
+    begin(connection, A)
+    await asyncio.wait_for(connection.next_report(), 20)
+    assert runner.last_report.free_kv_blocks < runner.last_report.total_kv_blocks
+    connection.close(A)
+    async with asyncio.timeout(20):
+        while runner.last_report.free_kv_blocks < runner.last_report.total_kv_blocks:
+            await asyncio.sleep(0.01)

@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from dspark.config import ModelSource
 from dspark.deepspec.data import SampleSet
 from dspark.deepspec.features import OnlineFeatures
-from dspark.deepspec.recipe import DrafterShape
+from dspark.deepspec.recipe import DrafterShape, Recipe
 from dspark.deepspec.setup import build_trainee, default_taps, draft_spec
 from dspark.errors import ConfigError
-from dspark.runtime.loading import load_tokenizer
+from dspark.runtime.draft_formats import read_draft_spec
+from dspark.runtime.loading import load_tokenizer, resolve_folder
 from tests.deepspec.tiny_training import tiny_recipe, trainer_of, write_samples, write_target
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +89,12 @@ def test_layers_start_as_the_targets_own(target: Path, samples: Path) -> None:
     given = dict(features.model.named_parameters())
     for own_layer, target_layer in ((0, 0), (1, 2)):
         assert torch.equal(own[f"layers.{own_layer}.mlp.up_proj.weight"], given[f"model.layers.{target_layer}.mlp.up_proj.weight"])
+
+
+def test_the_tutorials_recipe_goes_on_from_the_drafter_that_ships() -> None:
+    recipe = Recipe.model_validate(yaml.safe_load((ROOT / "docs/examples/domain_recipe.yaml").read_text()))
+    assert recipe.init_from == "dspark/demo/weights/dspark"
+    target = resolve_folder(ModelSource(model=recipe.target))
+    wanted, shipped = draft_spec(recipe.drafter, target, load_tokenizer(target)), read_draft_spec(ROOT / recipe.init_from)
+    assert (wanted.layers, wanted.tap_layers) == (shipped.layers, shipped.tap_layers)
+    assert (wanted.head, wanted.markov_rank, wanted.block_size) == (shipped.head, shipped.markov_rank, shipped.block_size)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.devices import finish, on_device
+from dspark.devices import on_device
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,3 @@ def test_arrays_keep_shape_and_values() -> None:
     array = np.arange(6).reshape(2, 3)
     assert on_device(array, torch.int64, CPU).tolist() == array.tolist()
     assert on_device(array > 2, torch.bool, CPU).tolist() == (array > 2).tolist()
-
-
-def test_a_cpu_has_always_finished() -> None:
-    finish(CPU)

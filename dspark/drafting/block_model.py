@@ -8,7 +8,7 @@ Symbols: B batch, S context positions, A anchors, K block size, R = A * K rows, 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
 from dspark.runtime.layer_stack import LayerStack, within_window
 from dspark.runtime.projection import FeatureProjection
-from dspark.runtime.weight_layout import by_columns, lay_out_linears
+from dspark.runtime.weight_layout import PackedLinear, by_columns, lay_out_linears, linear, packed
 
 BLOCK_ATTENTION = "dspark_block"
 SHARED_TENSORS = ("embed_tokens.weight", "lm_head.weight")
@@ -67,6 +67,8 @@ class BlockModel(nn.Module):
         self.vocabulary = DraftVocabulary.whole(spec.vocab_size)
         self._softcap: float | None = getattr(self.stack.config, "final_logit_softcapping", None)
         self._shared = [shared]  # in a list, so that the target's weights do not become this module's parameters
+        self._served_head: list[torch.Tensor | PackedLinear] = []
+        """The LM head as laid out for serving."""
         self.stack.embed_tokens.weight = nn.Parameter(shared.embedding, requires_grad=False)
 
     @classmethod
@@ -91,7 +93,8 @@ class BlockModel(nn.Module):
     def lay_out_for_serving(self) -> None:
         """See weight_layout.py; not for training."""
         lay_out_linears(self)
-        self._shared = [replace(self._shared[0], lm_head=by_columns(self._shared[0].lm_head))]
+        head = self._shared[0].lm_head
+        self._served_head = [PackedLinear(head)] if packed(head) else [by_columns(head)]
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""
@@ -116,10 +119,12 @@ class BlockModel(nn.Module):
 
     def base_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., Vd] logits of the backbone's output [..., d]."""
-        head = self._shared[0].lm_head
-        if not torch.is_autocast_enabled(hidden.device.type):  # it casts by itself, and not a whole vocabulary there and back
-            head = head.to(hidden.dtype)
-        logits = functional.linear(hidden, head)
+        if self._served_head:
+            logits = linear(hidden, self._served_head[0])
+        else:
+            head = self._shared[0].lm_head
+            # Autocast casts by itself, and not a whole vocabulary there and back.
+            logits = functional.linear(hidden, head if torch.is_autocast_enabled(hidden.device.type) else head.to(hidden.dtype))
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     def hidden(self, taps: torch.Tensor, anchor_ids: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ class PackedModel:
     weights are laid out anew."""
 
     def __init__(self, model: Any, *, num_cache_tokens: int, block_tokens: int, deterministic: bool = False) -> None:
-        lay_out_linears(model)
+        lay_out_linears(model, pack=not deterministic)  # deterministic products are of tiles, which replace plain ones only
         self._model = model
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.vocab_size: int = model.config.get_text_config().vocab_size

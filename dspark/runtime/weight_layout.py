@@ -1,31 +1,92 @@
-"""How weights lie in memory. A CPU's product of a few rows (an anchor and its candidates) with a weight stored row by row, as checkpoints
-have it, costs two to three times the product of one row; with the same weight stored column by column it costs about as much as one
-(docs/measurements.md, "Weights by columns"). Shapes, names and values stay as they are: only strides change.
+"""How weights lie in memory for serving on a CPU, where a round multiplies a few rows (an anchor and its candidates) with every weight.
 
-GPU libraries choose kernels for either order, so nothing is moved there.
+A product of few rows should cost what reading the weight costs, once. With weights as checkpoints have them, row by row, it costs two to
+eight times that (docs/measurements.md, "Weights for few rows"). So large weights are packed into the blocks that oneDNN's kernels read,
+once, when the model is loaded. A call of them takes some 10 us more than a plain product, so small weights are only turned around,
+column by column, which helps a plain product too.
+
+Names and shapes stay as they are. The numbers are the same; sums round in another order. Weights on GPUs, whose libraries choose kernels
+for either order, and in other precisions stay where they are.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+
+PACKED_FROM = 2**19
+"""Numbers in a weight, from which packing pays."""
+PACKED_FOR_ROWS = 16
+"""What oneDNN is told to expect; the layout that it chooses is the same for 4 to 32."""
 
 
 def by_columns(weight: torch.Tensor) -> torch.Tensor:
     """The same matrix [out, in], stored column by column; another tensor, unless it is not a float32 matrix on a CPU."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.ndim != 2:
+    if not _can_move(weight):
         return weight
     return weight.detach().t().contiguous().t()
 
 
-def lay_out_linears(module: nn.Module) -> None:
-    """Store the weight of every linear layer by columns, for serving.
+class PackedLinear(nn.Module):
+    """A linear layer whose weight [out, in] lies in oneDNN's blocks. For inference only."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        mkldnn: Any = torch.ops.mkldnn
+        self._product = mkldnn._linear_pointwise.default
+        self._packed = mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy as it was, for whoever looks; [out, in]."""
+        weight: torch.Tensor = self._packed.to_dense()
+        return weight
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        product: torch.Tensor = self._product(rows, self._packed, self.bias, "none", [], "")
+        return product
+
+
+def packed(weight: torch.Tensor) -> bool:
+    """Whether this weight is better packed: a large float32 matrix on a CPU, and a torch that has the kernels."""
+    return _can_move(weight) and weight.numel() >= PACKED_FROM and _has_kernels()
+
+
+def lay_out_linears(module: nn.Module, *, pack: bool = True) -> None:
+    """Lay the weight of every linear layer out for serving; without `pack` all of them by columns.
 
     A weight that is an embedding's too gets a copy of its own: embeddings are read row by row.
     """
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            stored = by_columns(part.weight)
-            if id(part.weight) in embeddings:
-                part.weight = nn.Parameter(stored, requires_grad=False)
-            else:
-                part.weight.data = stored
+    for parent in list(module.modules()):
+        for name, part in list(parent.named_children()):
+            if type(part) is nn.Linear and pack and packed(part.weight):  # a subclass may do more than a product
+                setattr(parent, name, PackedLinear(part.weight, part.bias))
+            elif isinstance(part, nn.Linear):
+                _turn_around(part, is_shared=id(part.weight) in embeddings)
+
+
+def linear(rows: torch.Tensor, weight: torch.Tensor | PackedLinear) -> torch.Tensor:
+    """The product of rows [..., in] with a weight [out, in] that may have been packed."""
+    return weight(rows) if isinstance(weight, PackedLinear) else functional.linear(rows, weight)
+
+
+def _turn_around(part: nn.Linear, *, is_shared: bool) -> None:
+    stored = by_columns(part.weight)
+    if is_shared:
+        part.weight = nn.Parameter(stored, requires_grad=False)
+    else:
+        part.weight.data = stored
+
+
+def _can_move(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.ndim == 2
+
+
+def _has_kernels() -> bool:
+    """The operators are torch's own, made for its compiler; a later torch may name them otherwise."""
+    mkldnn: Any = torch.ops.mkldnn
+    return bool(torch._C._has_mkldnn) and hasattr(mkldnn, "_linear_pointwise") and hasattr(mkldnn, "_reorder_linear_weight")

@@ -1,18 +1,28 @@
-"""Weights stored by columns: the same numbers in another order of memory."""
+"""Weights laid out for products of few rows: the same numbers in another order of memory."""
 
+import pytest
 import torch
 from torch import nn
 
-from dspark.runtime.weight_layout import by_columns, lay_out_linears
+from dspark.runtime.weight_layout import PACKED_FROM, PackedLinear, by_columns, lay_out_linears, linear, packed
+
+WIDE = 1024
+LARGE = (PACKED_FROM // WIDE, WIDE)
+"""[out, in] of the smallest weight that is packed."""
 
 
 class _Tied(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(11, 4)
-        self.inner = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 11, bias=False)
+        self.embedding = nn.Embedding(num_tokens, width)
+        self.inner = nn.Linear(width, width)
+        self.head = nn.Linear(width, num_tokens, bias=False)
         self.head.weight = self.embedding.weight
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, WIDE), nn.Tanh(), nn.Linear(WIDE, LARGE[0]), nn.Linear(LARGE[0], 5, bias=False)).requires_grad_(False)
 
 
 def test_a_weight_by_columns_has_the_same_shape_and_numbers_and_neighbours_down_a_column() -> None:
@@ -26,26 +36,52 @@ def test_a_weight_by_columns_has_the_same_shape_and_numbers_and_neighbours_down_
 def test_laying_out_twice_copies_nothing() -> None:
     stored = by_columns(torch.randn(6, 3))
     assert by_columns(stored).data_ptr() == stored.data_ptr()
+    model = _model()
+    lay_out_linears(model)
+    before = model[2]
+    lay_out_linears(model)
+    assert model[2] is before
 
 
 def test_other_precisions_and_shapes_stay_as_they_are() -> None:
     for weight in (torch.randn(4, 3, dtype=torch.bfloat16), torch.randn(2, 3, 4), torch.ones(4, 3, dtype=torch.int64)):
         assert by_columns(weight) is weight
+    assert not packed(torch.empty(LARGE, dtype=torch.bfloat16))
 
 
-def test_a_model_answers_as_before_with_all_its_linear_layers_by_columns() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 5, bias=False)).requires_grad_(False)
-    rows = torch.randn(7, 8)
+def test_only_large_weights_are_packed() -> None:
+    assert packed(torch.empty(LARGE))
+    assert not packed(torch.empty(LARGE[0] - 1, LARGE[1]))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 33])
+@pytest.mark.parametrize("pack", [True, False])
+@torch.inference_mode()
+def test_a_model_answers_as_before_with_all_its_linear_layers_laid_out(num_rows: int, pack: bool) -> None:
+    model = _model()
+    rows = torch.randn(2, num_rows, 8)
     before = model(rows)
-    lay_out_linears(model)
-    assert torch.allclose(model(rows), before, atol=1e-6)
+    lay_out_linears(model, pack=pack)
+    assert torch.allclose(model(rows), before, atol=1e-5)
+    assert isinstance(model[2], PackedLinear) == pack
     assert all(part.weight.stride(0) == 1 for part in model if isinstance(part, nn.Linear))
 
 
-def test_an_embedding_that_shares_its_weight_with_the_head_keeps_it_row_by_row() -> None:
-    model = _Tied().requires_grad_(False)
+@torch.inference_mode()
+def test_rows_that_do_not_lie_side_by_side_are_multiplied_as_well() -> None:
+    weight, rows = torch.randn(LARGE), torch.randn(1, 9, WIDE)[:, ::2]
+    assert torch.allclose(linear(rows, PackedLinear(weight)), linear(rows, weight), atol=1e-3)
+
+
+def test_a_packed_weight_can_still_be_read() -> None:
+    weight = torch.randn(LARGE)
+    assert torch.equal(PackedLinear(weight).weight, weight)
+
+
+@pytest.mark.parametrize(("num_tokens", "width"), [(11, 4), LARGE])
+def test_an_embedding_that_shares_its_weight_with_the_head_keeps_it_row_by_row(num_tokens: int, width: int) -> None:
+    model = _Tied(num_tokens, width).requires_grad_(False)
     lay_out_linears(model)
     assert model.embedding.weight.is_contiguous()
-    assert model.head.weight.stride(0) == 1
     assert torch.equal(model.head.weight, model.embedding.weight)
+    assert model.head.weight.data_ptr() != model.embedding.weight.data_ptr()

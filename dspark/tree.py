@@ -7,6 +7,9 @@
       └── "@" (1)
 
 A parent stands before its children, and a node's score, its estimated survival, is at most its parent's.
+
+Trees merged into one leave their mark: `origins` says who proposed each node. Verdicts correct a score by it (scheduling/correction.py).
+It crosses no wire: trees are merged after drafters have sent them, and a target verifies candidates whatever their origin.
 """
 
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ ANCHOR = -1
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+OriginArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class CandidateTree:
     token_ids: IntArray  # [N] ids of the target's vocabulary
     parents: IntArray  # [N] index of the parent node, ANCHOR for roots
     scores: FloatArray  # [N] estimated survival, 0..1
+    origins: OriginArray | None = None  # [N] which of the merged trees proposed it, see `merged`; None: 0 for all
 
     @staticmethod
     def empty() -> "CandidateTree":
@@ -81,26 +86,42 @@ class CandidateTree:
             parents = [new_index[int(self.parents[node])] for node in kept]
         except KeyError as missing:
             raise ValueError(f"node {missing} is not kept, but a child of it is") from None
-        return CandidateTree(self.token_ids[kept], np.asarray(parents, np.int32), self.scores[kept])
+        origins = None if self.origins is None else self.origins[kept]
+        return CandidateTree(self.token_ids[kept], np.asarray(parents, np.int32), self.scores[kept], origins)
+
+    def with_scores(self, scores: FloatArray) -> "CandidateTree":
+        """The same nodes with other scores [N]. Depths are handed on: finding them takes longer than all else here."""
+        tree = CandidateTree(self.token_ids, self.parents, scores, self.origins)
+        tree.__dict__["depths"] = self.depths  # where cached_property keeps it
+        return tree
 
     @staticmethod
     def merged(trees: Sequence["CandidateTree"]) -> "CandidateTree":
-        """One tree of all their paths. A node that several propose has the best of their scores: more would count one chance twice."""
+        """One tree of all their paths. A node that several propose has the best of their scores: more would count one chance twice.
+
+        Its origin is the set of trees that propose it, tree i as bit i, less one: 0 for the first alone, 1 the second, 2 both.
+        Two drafters that agree are right more often than the better score says, so they are a case of its own. At most eight trees.
+        Origins that the trees have already are forgotten.
+        """
         if len(trees) == 1:
             return trees[0]
         places: dict[tuple[int, int], int] = {}  # (parent, token) in the merged tree -> node
         scores: list[float] = []
-        for tree in trees:
+        proposers: list[int] = []  # bits
+        for number, tree in enumerate(trees):
             own: list[int] = []  # node of this tree -> node of the merged tree
             for token, parent, score in zip(tree.token_ids.tolist(), tree.parents.tolist(), tree.scores.tolist(), strict=True):
                 key = (ANCHOR if parent == ANCHOR else own[parent], token)
                 node = places.setdefault(key, len(places))
                 if node == len(scores):
                     scores.append(score)
+                    proposers.append(0)
                 scores[node] = max(scores[node], score)
+                proposers[node] |= 1 << number
                 own.append(node)
-        parents, tokens = ([key[part] for key in places] for part in (0, 1))
-        return CandidateTree(np.asarray(tokens, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32))
+        parents, tokens = (np.asarray([key[part] for key in places], np.int32) for part in (0, 1))
+        origins = np.asarray(proposers, np.uint8) - np.uint8(1)
+        return CandidateTree(tokens, parents, np.asarray(scores, np.float32), origins if origins.any() else None)
 
     def check(self, vocab_size: int, max_nodes: int) -> None:
         """Raise InvalidMessage, naming the field, unless every array fits; run on each tree that crosses a wire."""
@@ -112,6 +133,8 @@ class CandidateTree:
         ):
             if array.ndim != 1 or len(array) != count or array.dtype != kind:
                 raise InvalidMessage(f"tree.{name} must be {kind.__name__} of shape [{count}]", f"tree.{name}")
+        if self.origins is not None and (self.origins.shape != (count,) or self.origins.dtype != np.uint8):
+            raise InvalidMessage(f"tree.origins must be uint8 of shape [{count}], or None", "tree.origins")
         if count > max_nodes:
             raise InvalidMessage(f"the tree has {count} nodes, more than the {max_nodes} allowed", "tree")
         if count and not (self.token_ids.min() >= 0 and self.token_ids.max() < vocab_size):

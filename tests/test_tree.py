@@ -1,6 +1,7 @@
 """CandidateTree: its arrays, its selections, and what `check` refuses."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ def tree_of(token_ids: list[int], parents: list[int], scores: list[float]) -> Ca
 # │   └── 3 (3)
 # └── 4 (1)
 TREE = tree_of([17, 4, 9, 3, 5], [-1, -1, 0, 0, 2], [0.8, 0.1, 0.5, 0.2, 0.4])
+ORIGINS = np.asarray([0, 1, 0, 1, 1], np.uint8)
+
+
+def origins_of(trees: list[CandidateTree]) -> list[list[int] | None]:
+    return [None if tree.origins is None else tree.origins.tolist() for tree in trees]
 
 
 def test_depths_count_the_edges_from_the_anchor() -> None:
@@ -59,6 +65,21 @@ def test_selecting_everything_gives_the_tree_itself() -> None:
     assert TREE.select([0, 1, 2, 3, 4]) is TREE
 
 
+def test_other_scores_leave_the_nodes_their_origins_and_their_depths() -> None:
+    tree = replace(TREE, origins=ORIGINS)
+    scores = np.full(5, 0.25, np.float32)
+    other = tree.with_scores(scores)
+    assert other.scores is scores
+    assert (other.token_ids, other.parents, other.origins) == (tree.token_ids, tree.parents, ORIGINS)
+    assert other.depths is tree.depths
+    assert TREE.with_scores(scores).origins is None
+
+
+def test_a_selection_keeps_the_origins_of_its_nodes() -> None:
+    assert origins_of([replace(TREE, origins=ORIGINS).select([0, 2, 4])]) == [[0, 0, 1]]
+    assert TREE.select([0, 2]).origins is None
+
+
 def test_a_selection_without_a_parent_is_refused() -> None:
     with pytest.raises(ValueError, match="node 2 is not kept"):
         TREE.select([0, 4])
@@ -66,6 +87,7 @@ def test_a_selection_without_a_parent_is_refused() -> None:
 
 def test_a_good_tree_passes_the_check() -> None:
     TREE.check(vocab_size=18, max_nodes=5)
+    replace(TREE, origins=ORIGINS).check(vocab_size=18, max_nodes=5)
 
 
 BAD = {
@@ -78,6 +100,8 @@ BAD = {
     "a score that is not a number": (tree_of([1], [-1], [float("nan")]), 18, 9),
     "an infinite score": (tree_of([1], [-1], [float("inf")]), 18, 9),
     "arrays of different lengths": (tree_of([1, 2], [-1], [1.0, 1.0]), 18, 9),
+    "origins of another length": (replace(TREE, origins=ORIGINS[:4]), 18, 9),
+    "origins of a wrong type": (replace(TREE, origins=ORIGINS.astype(np.int64)), 18, 9),
     "a wrong type": (CandidateTree(np.asarray([1]), np.asarray([-1], np.int32), np.ones(1, np.float32)), 18, 9),
     "two dimensions": (CandidateTree(np.ones((1, 1), np.int32), np.asarray([-1], np.int32), np.ones(1, np.float32)), 18, 9),
 }
@@ -109,10 +133,29 @@ def test_a_merged_tree_has_the_paths_of_all_with_the_best_of_their_scores(seed: 
         scores = [draw.random() for _ in range(size)]
         trees.append(CandidateTree(np.asarray(tokens, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32)))
     expected: dict[tuple[int, ...], float] = {}
-    for tree in trees:
+    proposers: dict[tuple[int, ...], int] = {}
+    for number, tree in enumerate(trees):
         for path, score in paths_of(tree).items():
-            expected[path] = max(score, expected.get(path, 0.0))
+            expected[path] = max(expected.get(path, 0.0), score)
+            proposers[path] = proposers.get(path, 0) + 2**number
     merged = CandidateTree.merged(trees)
     merged.check(12, 64)
     assert paths_of(merged) == expected
     assert len(merged) == len(expected)
+    assert {path: origin + 1 for path, origin in origins_by_path(merged).items()} == proposers
+
+
+def origins_by_path(tree: CandidateTree) -> dict[tuple[int, ...], int]:
+    """Path of tokens -> origin."""
+    origins = np.zeros(len(tree), np.uint8) if tree.origins is None else tree.origins
+    return {tuple(tree.token_ids[tree.path(node)].tolist()): int(origins[node]) for node in range(len(tree))}
+
+
+def test_what_two_trees_agree_on_is_an_origin_of_its_own() -> None:
+    merged = CandidateTree.merged([CandidateTree.chain([5, 6], [0.5, 0.25]), CandidateTree.chain([5, 7], [0.5, 0.5])])
+    assert origins_by_path(merged) == {(5,): 2, (5, 6): 0, (5, 7): 1}
+
+
+def test_a_merged_tree_whose_nodes_are_all_the_first_trees_needs_no_origins() -> None:
+    assert origins_of([CandidateTree.merged(trees) for trees in ([TREE], [TREE, CandidateTree.empty()])]) == [None] * 2
+    assert origins_of([CandidateTree.merged([CandidateTree.empty(), TREE])]) == [[1] * 5]

@@ -33,7 +33,7 @@ def load(
     target: Annotated[str, typer.Option(help="Folder, hub name or demo:target; the drafter must have been made for it.")] = "demo:target",
     drafters: Annotated[str, typer.Option(help="One: a kind with its shipped model, or NAME=KIND:CHECKPOINT.")] = "block",
     with_lookup: Annotated[bool, typer.Option(help="Join the drafter with lookup, as the shipped configuration does.")] = False,
-    systems: Annotated[str, typer.Option(help="Comma-separated: plain, fixedN, tree, planned.")] = ",".join(SYSTEMS),
+    systems: Annotated[str, typer.Option(help="Comma-separated: plain, fixedN, tree, planned, plain_again.")] = ",".join(SYSTEMS),
     clients: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(map(str, DEFAULT_CLIENTS)),
     seconds: Annotated[float, typer.Option(min=0.05, help="Of one system in one turn.")] = 8.0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Instead of --seconds: tokens per client in one turn.")] = None,

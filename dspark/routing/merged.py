@@ -1,4 +1,6 @@
-"""Candidates of two drafters as one tree: what one of them misses the other may have, and the planner buys nodes whatever their origin."""
+"""Candidates of two drafters as one tree: what one of them misses the other may have, and the planner buys nodes whatever their origin.
+What each of them says is corrected apart (see CandidateTree.origins), since they err in different ways.
+"""
 
 import asyncio
 
@@ -40,7 +42,7 @@ class MergedDrafts:
         self._also.learn(result)
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
-        """See DraftSource. Both draft at the same time; of all candidates the likeliest are proposed."""
+        """See DraftSource. Both draft at the same time; of all candidates the likeliest are proposed. Origin 0 is the main drafter."""
         async with asyncio.TaskGroup() as tasks:
             proposals = [tasks.create_task(source.propose(limits)) for source in (self._main, self._also)]
         tree = CandidateTree.merged([proposal.result() for proposal in proposals])

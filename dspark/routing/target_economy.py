@@ -13,6 +13,7 @@ from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
+from dspark.scheduling.correction import origins_of
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import DraftLimits
@@ -309,18 +310,21 @@ class TargetEconomy:
         drafted = [w for w in waiting if len(w.tree) and w.session.drafter is not None]
         if not drafted:
             return [w.tree for w in waiting]
-        batch = TreeBatch.of([w.tree for w in drafted])
+        trees = [w.tree for w in drafted]
+        batch = TreeBatch.of(trees)
         names, greedy = _regimes([w.session for w in drafted])
-        scores = batch.split(self._economy.corrector.corrected_batch(batch, names, greedy))
-        made = {id(w): CandidateTree(w.tree.token_ids, w.tree.parents, own) for w, own in zip(drafted, scores, strict=True)}
+        scores = batch.split(self._economy.corrector.corrected_batch(batch, names, greedy, origins_of(trees)))
+        made = {id(w): w.tree.with_scores(own) for w, own in zip(drafted, scores, strict=True)}
         return [made.get(id(w), w.tree) for w in waiting]
 
     def _learn(self, verified: Sequence[Verified]) -> None:
         drafted = [v for v in verified if len(v.drafted)]
         if drafted:
-            batch = TreeBatch.of([v.drafted.select(v.kept) for v in drafted])
+            trees = [v.drafted.select(v.kept) for v in drafted]
+            batch = TreeBatch.of(trees)
             names, greedy = _regimes([v.session for v in drafted])
-            self._economy.corrector.learn_batch(batch, names, greedy, batch.accepted_mask([v.accepted for v in drafted]))
+            accepted = batch.accepted_mask([v.accepted for v in drafted])
+            self._economy.corrector.learn_batch(batch, names, greedy, accepted, origins_of(trees))
         for one in verified[:: math.ceil(len(verified) / MAX_OBSERVED)]:
             name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
             if name is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-PACKED_FROM = 2**19
+PACKED_FROM = 2**18
 """Numbers in a weight, from which packing pays."""
 PACKED_FOR_ROWS = 16
 """What oneDNN is told to expect; the layout that it chooses is the same for 4 to 32."""

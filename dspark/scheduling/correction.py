@@ -1,12 +1,16 @@
 """Online correction of served survival by verdicts, for any drafter: one without calibration, one that drifted, one that lies.
 
-Verdicts are counted in cells: (drafter, greedy or sampled, depth bucket, sibling rank, bin of the served chance given the parent). A
-cell shifts the odds of what was served, so that its mean becomes the share that was accepted. A cell that has seen little leans on
-all of its depth, and that on what was served. Counts fade, so what a drafter did long ago does not bind it.
+Verdicts are counted in cells: (drafter, origin, greedy or sampled, depth bucket, sibling rank, bin of the served chance given the
+parent). A cell shifts the odds of what was served, so that its mean becomes the share that was accepted. A cell that has seen little
+leans on all of its depth, and that on what was served. Counts fade, so what a drafter did long ago does not bind it.
 
-Symbols: G trees, n nodes, X drafters, C cells of one (drafter, regime, depth). Pure numpy; no clock: time is counted in rounds.
+An origin tells who proposed a node of a merged tree: lookup's scores err in other ways than those of the drafter that it is merged
+with, and where both propose the same they are right more often than either says.
+
+Symbols: G trees, n nodes, X drafters, R origins (1 until a tree is merged). Pure numpy; no clock: time is counted in rounds.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,54 +62,65 @@ class SurvivalCorrector:
         self._half_life_rounds = half_life_rounds
         self._prior_weight = prior_weight
         self._drafters: dict[str, int] = {}
-        self._cells = np.zeros((3, 0, NUM_CELLS))  # verdicts, sum of served chances, accepted; by drafter and cell
-        self._judged = np.zeros((2, 3, 0, NUM_ECE_BINS))  # served and corrected; as above, in bins of equal width
-        self._odds_ratios: Doubles | None = None  # [X * NUM_CELLS]; None: to be made anew
+        self._cells = np.zeros((3, 0, 1, NUM_CELLS))  # verdicts, sum of served chances, accepted; by drafter, origin and cell
+        self._judged = np.zeros((2, 3, 0, NUM_ECE_BINS))  # served and corrected; as above, in bins of equal width, by drafter alone
+        self._odds_ratios: Doubles | None = None  # [X * R * NUM_CELLS]; None: to be made anew
 
     def corrected(self, drafter: str, greedy: bool, tree: CandidateTree) -> FloatArray:
         """[N] survival of the tree's nodes, never rising along a path. Without verdicts what was served, to SMALLEST per step."""
-        return self.corrected_batch(TreeBatch.of([tree]), [drafter], [greedy])
+        return self.corrected_batch(TreeBatch.of([tree]), [drafter], [greedy], origins_of([tree]))
 
     def learn(self, drafter: str, greedy: bool, tree: CandidateTree, accepted_nodes: Sequence[int]) -> None:
         """One round: the tree as verified, with the scores as SERVED, not corrected ones, and what the target accepted of it."""
         trees = TreeBatch.of([tree])
-        self.learn_batch(trees, [drafter], [greedy], trees.accepted_mask([accepted_nodes]))
+        self.learn_batch(trees, [drafter], [greedy], trees.accepted_mask([accepted_nodes]), origins_of([tree]))
 
-    def corrected_batch(self, trees: TreeBatch, drafters: Sequence[str], greedy: Sequence[bool]) -> FloatArray:
-        """[n] of many trees at once; one drafter and one regime for each tree [G]."""
+    def corrected_batch(self, trees: TreeBatch, drafters: Sequence[str], greedy: Sequence[bool], origins: Ints | None = None) -> FloatArray:
+        """[n] of many trees at once; one drafter and one regime for each tree [G], one origin for each node [n] (see origins_of)."""
         served = _served(trees)
-        chances = self._shifted(served, self._cells_of(trees, served, drafters, greedy))
+        chances = self._shifted(served, self._cells_of(trees, served, drafters, greedy, origins))
         return trees.survival(chances).astype(np.float32)
 
-    def learn_batch(self, trees: TreeBatch, drafters: Sequence[str], greedy: Sequence[bool], accepted: Mask) -> None:
+    def learn_batch(
+        self, trees: TreeBatch, drafters: Sequence[str], greedy: Sequence[bool], accepted: Mask, origins: Ints | None = None
+    ) -> None:
         """As `learn`, with accepted nodes as a mask [n]. Nodes whose parent was not accepted teach nothing."""
         served = _served(trees)
-        cells = self._cells_of(trees, served, drafters, greedy)
+        cells = self._cells_of(trees, served, drafters, greedy, origins)
         known = np.append(accepted, True)[trees.above[:-1]]
         cells, served, truth = cells[known], served[known], accepted[known].astype(np.float64)
         corrected = self._shifted(served, cells)
         self._fade(trees, drafters)
-        self._cells += _sums(cells, served, truth, len(self._drafters), NUM_CELLS)
+        self._cells += _sums(cells, served, truth, self._cells.shape)
         for judged, chances in zip(self._judged, (served, corrected), strict=True):
-            bins = cells // NUM_CELLS * NUM_ECE_BINS + (chances * NUM_ECE_BINS).astype(np.int64)
-            judged += _sums(bins, chances, truth, len(self._drafters), NUM_ECE_BINS)
+            bins = cells // (self._num_origins * NUM_CELLS) * NUM_ECE_BINS + (chances * NUM_ECE_BINS).astype(np.int64)
+            judged += _sums(bins, chances, truth, judged.shape)
         self._odds_ratios = None
 
     def metrics(self, drafter: str) -> CorrectionMetrics:
-        """For whoever publishes them; a drafter never met has zeros."""
+        """For whoever publishes them, of all origins together; a drafter never met has zeros."""
         index = self._drafters.get(drafter)
         if index is None or not (verdicts := float(self._cells[0, index].sum())):
             return CorrectionMetrics(0.0, 0.0, 0.0, 0.0)
         errors = np.abs(self._judged[:, 1, index] - self._judged[:, 2, index]).sum(axis=-1) / verdicts
-        count, claimed, _ = self._cells[:, index]
-        served = _means(count, claimed, np.tile(BIN_CENTRES, NUM_CELLS // NUM_BINS))
-        moved = np.abs(self._shifted(served, index * NUM_CELLS + np.arange(NUM_CELLS)) - served)
+        count, claimed, _ = self._cells[:, index].reshape(3, -1)
+        served = _means(count, claimed, np.tile(BIN_CENTRES, len(count) // NUM_BINS))
+        moved = np.abs(self._shifted(served, index * len(count) + np.arange(len(count))) - served)
         return CorrectionMetrics(verdicts, float(errors[0]), float(errors[1]), float(count @ moved / verdicts))
 
-    def _cells_of(self, trees: TreeBatch, served: Doubles, drafters: Sequence[str], greedy: Sequence[bool]) -> Ints:
-        """[n] index of each node's cell, over all drafters."""
-        of_tree = 2 * np.asarray([self._index(name) for name in drafters], np.int64) + np.asarray(greedy, np.int64)
-        cells = of_tree[trees.owners] * NUM_DEPTHS
+    @property
+    def _num_origins(self) -> int:
+        return self._cells.shape[2]
+
+    def _cells_of(self, trees: TreeBatch, served: Doubles, drafters: Sequence[str], greedy: Sequence[bool], origins: Ints | None) -> Ints:
+        """[n] index of each node's cell, over all drafters and origins."""
+        if origins is not None:
+            self._make_room(int(origins.max(initial=0)) + 1)
+        indices = np.asarray([self._index(name) for name in drafters], np.int64)
+        cells = (2 * self._num_origins * indices + np.asarray(greedy, np.int64))[trees.owners]
+        if origins is not None:
+            cells += 2 * origins
+        cells *= NUM_DEPTHS
         cells += DEPTH_BUCKETS[np.minimum(trees.depths, len(DEPTH_BUCKETS) - 1)]
         cells *= NUM_RANKS
         cells += np.minimum(trees.ranks, NUM_RANKS - 1)
@@ -116,10 +131,15 @@ class SurvivalCorrector:
     def _index(self, drafter: str) -> int:
         index = self._drafters.setdefault(drafter, len(self._drafters))
         if index == self._cells.shape[1]:
-            self._cells = np.pad(self._cells, ((0, 0), (0, 1), (0, 0)))
+            self._cells = np.pad(self._cells, ((0, 0), (0, 1), (0, 0), (0, 0)))
             self._judged = np.pad(self._judged, ((0, 0), (0, 0), (0, 1), (0, 0)))
             self._odds_ratios = None
         return index
+
+    def _make_room(self, num_origins: int) -> None:
+        if num_origins > self._num_origins:
+            self._cells = np.pad(self._cells, ((0, 0), (0, 0), (0, num_origins - self._num_origins), (0, 0)))
+            self._odds_ratios = None
 
     def _shifted(self, served: Doubles, cells: Ints) -> Doubles:
         """Chances [k] with the odds of their cells [k]."""
@@ -127,7 +147,7 @@ class SurvivalCorrector:
             self._odds_ratios = self._fresh_odds_ratios()
         return np.clip(_shift(served, self._odds_ratios[cells]), SMALLEST, 1.0 - SMALLEST)
 
-    def _fresh_odds_ratios(self) -> Doubles:  # [X * NUM_CELLS]
+    def _fresh_odds_ratios(self) -> Doubles:  # [X * R * NUM_CELLS]
         """Cell -> its depth -> what was served: each level is the prior of the one before."""
         count, claimed, accepted = self._cells.reshape(3, -1, *SHAPE)
         weight = self._prior_weight
@@ -143,18 +163,26 @@ class SurvivalCorrector:
         indices = [self._drafters[name] for name, size in zip(drafters, trees.sizes.tolist(), strict=True) if size]
         rounds = np.bincount(np.asarray(indices, np.int64), minlength=len(self._drafters))
         fading = 0.5 ** (rounds / self._half_life_rounds)
-        self._cells *= fading[:, None]
+        self._cells *= fading[:, None, None]
         self._judged *= fading[:, None]
+
+
+def origins_of(trees: Sequence[CandidateTree]) -> Ints | None:
+    """[n] origin of each node of all trees; None where it is 0 for all of them, as it is where nothing was merged."""
+    if all(tree.origins is None for tree in trees):
+        return None
+    origins = [np.zeros(len(tree), np.uint8) if tree.origins is None else tree.origins for tree in trees]
+    return np.concatenate(origins).astype(np.int64)
 
 
 def _served(trees: TreeBatch) -> Doubles:
     return np.clip(trees.conditional, SMALLEST, 1.0 - SMALLEST)
 
 
-def _sums(index: Ints, claimed: Doubles, accepted: Doubles, drafters: int, size: int) -> Doubles:  # [3, drafters, size]
+def _sums(index: Ints, claimed: Doubles, accepted: Doubles, shape: tuple[int, ...]) -> Doubles:  # [3, ...] = shape
     """Count, sum of claims and sum of acceptances by index."""
-    columns = [np.bincount(index, weights, drafters * size) for weights in (None, claimed, accepted)]
-    return np.asarray(columns, np.float64).reshape(3, drafters, size)
+    columns = [np.bincount(index, weights, math.prod(shape[1:])) for weights in (None, claimed, accepted)]
+    return np.asarray(columns, np.float64).reshape(shape)
 
 
 def _means(count: Doubles, total: Doubles, without: Doubles) -> Doubles:

@@ -48,6 +48,21 @@ async def test_both_trees_become_one_and_the_likeliest_candidates_are_kept() -> 
     assert paths == pytest.approx({(5,): 0.9, (5, 6): 0.5, (5, 8): 0.3})
 
 
+async def test_the_candidates_that_are_proposed_keep_who_proposed_them() -> None:
+    likelier = CandidateTree.chain([5, 6, 9], [0.95, 0.3, 0.25])
+    tree = await MergedDrafts(OneTree(CHAIN), OneTree(likelier)).propose(DraftLimits(3, 2, 3))
+    assert tree.origins is not None
+    assert (tree.token_ids.tolist(), tree.origins.tolist()) == ([5, 6, 9], [2, 2, 1])
+
+
+async def test_where_one_has_nothing_all_is_the_others() -> None:
+    alone = await MergedDrafts(OneTree(CHAIN), OneTree(CandidateTree.empty())).propose(DraftLimits(3, 2, 8))
+    assert alone.origins is None
+    other = await MergedDrafts(OneTree(CandidateTree.empty()), OneTree(CHAIN)).propose(DraftLimits(3, 2, 8))
+    assert other.origins is not None
+    assert other.origins.tolist() == [1, 1, 1]
+
+
 async def test_where_one_has_nothing_the_other_is_enough() -> None:
     for sources in ((CHAIN, CandidateTree.empty()), (CandidateTree.empty(), CHAIN)):
         tree = await MergedDrafts(*(OneTree(source) for source in sources)).propose(DraftLimits(3, 2, 8))

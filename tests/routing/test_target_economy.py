@@ -50,6 +50,20 @@ def test_what_verdicts_have_corrected_is_what_is_planned_by() -> None:
     assert tree.scores.tolist() == pytest.approx([0.9, 0.81]), "the tree itself is left as it was"
 
 
+def test_of_a_merged_tree_each_drafters_candidates_are_planned_by_what_its_own_were_worth() -> None:
+    """The main drafter's candidate is always right, lookup's never, and both say 0.5."""
+    books = Books((5.0, 2.0))
+    session = books.session("a")
+    pair = CandidateTree.merged([CandidateTree.chain([1], [0.5]), CandidateTree.chain([2], [0.5])])
+    assert books.kept((session, pair)) == [[0, 1]]
+    for _ in range(200):
+        books.step(session, pair, accepted=1)
+    assert books.kept((session, pair)) == [[0]]
+    only_lookups = pair.select([1])
+    assert books.kept((session, only_lookups)) == [[]], "best of its siblings or not, it is lookup's"
+    assert books.kept((session, CandidateTree.chain([2], [0.5]))) == [[0]]
+
+
 def test_verdicts_are_learned_against_what_the_drafter_said_not_against_what_was_made_of_it() -> None:
     """Learned from its own corrections, the corrector would soon find them right, and the drafter with them."""
     books = Books((5.0, 2.0))

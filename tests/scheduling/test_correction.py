@@ -1,9 +1,11 @@
 """Online correction finds how a drafter lies from verdicts alone, cell by cell, and forgets it when the lie ends."""
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 
-from dspark.scheduling.correction import SMALLEST, SurvivalCorrector
+from dspark.scheduling.correction import SMALLEST, CorrectionMetrics, SurvivalCorrector, origins_of
 from dspark.scheduling.tree_batch import TreeBatch
 from dspark.tree import ANCHOR, CandidateTree
 from tests.scheduling.forests import random_forest
@@ -128,6 +130,72 @@ def test_many_trees_at_once_teach_what_they_teach_one_by_one() -> None:
     for tree in random_forest(7):
         assert np.allclose(one.corrected("a", False, tree), many.corrected("a", False, tree), atol=1e-6)
     assert one.metrics("a").verdicts == pytest.approx(many.metrics("a").verdicts)
+
+
+MERGED = replace(FLAT, origins=np.array([0, 1, 0, 1], np.uint8))
+SECOND = replace(CandidateTree.chain([1], [0.8]), origins=np.ones(1, np.uint8))
+
+
+def test_origins_are_told_only_where_something_was_merged() -> None:
+    assert origins_of([]) is None
+    assert origins_of([FLAT, CandidateTree.empty()]) is None
+    told = origins_of([FLAT, MERGED, CandidateTree.empty()])
+    assert told is not None
+    assert told.tolist() == [0, 0, 0, 0, 0, 1, 0, 1]
+
+
+def test_what_two_origins_of_one_drafter_say_is_corrected_apart() -> None:
+    """The same claim is mostly right in one's mouth and mostly wrong in the other's; what was learned before the first merge stays."""
+    corrector, plain = SurvivalCorrector(), CandidateTree.chain([1], [0.8])
+    teach(corrector, 1.0, 300)
+    before = root(corrector)
+    for _ in range(300):
+        corrector.learn("a", False, SECOND, [])
+    assert root(corrector) == pytest.approx(before, abs=0.01)
+    assert before > 0.95
+    assert corrector.corrected("a", False, SECOND)[0] < 0.1
+    assert corrector.corrected("b", False, SECOND)[0] == pytest.approx(0.8, abs=1e-3)
+    batch = TreeBatch.of([plain, SECOND])
+    both = corrector.corrected_batch(batch, ["a", "a"], [False, False], origins_of([plain, SECOND]))
+    assert both.tolist() == [root(corrector), corrector.corrected("a", False, SECOND)[0]]
+
+
+def test_within_one_tree_each_node_is_corrected_by_its_own_origin() -> None:
+    """Seed fixed. Nodes 0 and 1 are siblings; the first is accepted in 8 of 10 rounds, as it says, the second, which says 0.5, in none."""
+    corrector, draw = SurvivalCorrector(half_life_rounds=1e9), np.random.default_rng(8)
+    tree = MERGED.select([0, 1])
+    for agreed in draw.random(1000) < 0.8:
+        corrector.learn("a", False, tree, [0] if agreed else [])
+    assert corrector.corrected("a", False, tree) == pytest.approx([0.8, 0.0], abs=0.05)
+    own = corrector.corrected("a", False, replace(tree, origins=np.array([1, 1], np.uint8)))
+    assert own[0] < 0.3, "never said by the second origin, so it leans on what that is worth at this depth"
+
+
+def test_metrics_are_those_of_a_drafters_origins_together() -> None:
+    """Seed fixed. What was served is judged as if nothing were told apart; what was corrected is nearer to the truth for being so."""
+    apart, together = SurvivalCorrector(), SurvivalCorrector()
+    for agreed in np.random.default_rng(9).random(2000) < 0.5:
+        for corrector, tree in ((apart, SECOND), (together, replace(SECOND, origins=None))):
+            corrector.learn("a", False, CandidateTree.chain([1], [0.8]), [0])
+            corrector.learn("a", False, tree, [0] if agreed else [])
+    told, untold = apart.metrics("a"), together.metrics("a")
+    assert (told.verdicts, told.served_ece) == pytest.approx((untold.verdicts, untold.served_ece))
+    assert told.drift == pytest.approx(0.25, abs=0.04), "half of the verdicts moved by 0.2, half by 0.3"
+    assert untold.drift < 0.1, "0.8 is about right for the two of them"
+    assert apart.metrics("b") == CorrectionMetrics(0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_drafter_that_is_not_merged_learns_beside_one_that_is_as_if_alone() -> None:
+    alone, beside = SurvivalCorrector(), SurvivalCorrector()
+    draw = np.random.default_rng(10)
+    for tree in random_forest(10, 200):
+        path = _any_path(draw, tree)
+        alone.learn("a", False, tree, path)
+        beside.learn("b", False, replace(tree, origins=draw.integers(0, 3, len(tree)).astype(np.uint8)), path)
+        beside.learn("a", False, tree, path)
+    assert astuple(beside.metrics("a")) == pytest.approx(astuple(alone.metrics("a")))
+    for tree in random_forest(11, 50):
+        assert np.array_equal(beside.corrected("a", False, tree), alone.corrected("a", False, tree))
 
 
 def test_metrics_show_the_lie_and_that_it_was_mended() -> None:

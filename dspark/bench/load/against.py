@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from dspark.bench.load.plan import PLAIN_AGAIN
 from dspark.bench.load.results import LoadPoint, LoadReport
 from dspark.bench.simulate import Agreement, SimulateOptions, SimulationReport, acceptance_named, compare, setup_named, simulate_with
 from dspark.bench.simulator.acceptance import DraftSource
@@ -26,10 +27,11 @@ def simulate_against(
     named = acceptance if acceptance is not None else str(folder / str(report.trace))
     source = acceptance_named(named, None if acceptance is None else report.plan.temperature)
     common = replace(options, setup=setup or "measured", acceptance=acceptance or str(report.trace), poisson=False)
-    points = [_simulated(point, report, chosen, source, common) for point in report.points]
+    policies = tuple(policy for policy in report.policies if policy != PLAIN_AGAIN)
+    points = [_simulated(point, report, chosen, source, common) for point in report.points if point.policy in policies]
     measured = {(point.policy, point.load): point.tokens_per_second * point.slowness for point in report.points}
     prompt_tokens, output_tokens = round(report.prompt_tokens), report.plan.max_tokens
-    own = replace(common, policies=report.policies, loads=report.loads, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    own = replace(common, policies=policies, loads=report.loads, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     return SimulationReport(own, chosen.label, tuple(points)), compare(points, measured)
 
 

@@ -10,6 +10,8 @@ PLAIN = "plain"
 PLANNED = "planned"
 SYSTEMS = (PLAIN, "fixed3", "fixed7", "tree", PLANNED)
 """The names that the simulator's policies have too."""
+PLAIN_AGAIN = "plain_again"
+"""Plain decoding a second time, with clients of its own: how far it is from `plain` is what this machine's noise makes of no difference."""
 DEFAULT_CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 MIN_STEPS = 3
 """Of the target in a turn, however long they are: a window of one step says little."""

@@ -1,6 +1,6 @@
 """The systems that meet the load in this process: one target's weights, and an Engine for each way to draft and verify.
 
-    plain     no drafter
+    plain     no drafter (`plain_again`: once more, to see the noise)
     fixed3    chains of three, always all of it verified (any fixedN)
     tree      trees of MOST, always all of it verified
     planned   up to MOST, as much of it as pays
@@ -18,7 +18,7 @@ from typing import Any
 from dspark.bench.load.clients import ClosedLoop
 from dspark.bench.load.meter import LoadMeter
 from dspark.bench.load.metered import MeteredBackend, OnVerdict
-from dspark.bench.load.plan import PLAIN, PLANNED, SYSTEMS, LoadPlan, Patience
+from dspark.bench.load.plan import PLAIN, PLAIN_AGAIN, PLANNED, SYSTEMS, LoadPlan, Patience
 from dspark.bench.load.window import Window
 from dspark.bench.speed import forward_rate
 from dspark.config import DrafterConfig, EngineConfig, KvCacheConfig, LimitsConfig, SchedulingConfig, TargetConfig
@@ -44,13 +44,13 @@ PROBE_REPEATS = 5
 
 def limits_of(name: str) -> DraftLimits:
     """What a system may draft. Raises ConfigError for a word that is no system."""
-    if name == PLAIN:
+    if name in (PLAIN, PLAIN_AGAIN):
         return DraftLimits(0, 1, 0)
     if fixed := re.fullmatch(r"fixed([1-9]\d?)", name):
         return DraftLimits(int(fixed[1]), 1, int(fixed[1]))
     if name in SYSTEMS:
         return MOST
-    raise ConfigError(f"{name!r} is no system; there are {', '.join(SYSTEMS)}, and fixedN for chains of N", "systems")
+    raise ConfigError(f"{name!r} is no system; there are {', '.join(SYSTEMS)}, {PLAIN_AGAIN}, and fixedN for chains of N", "systems")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class LoadSystem:
     async def _turn(self, num_clients: int) -> Window:
         if self._clients is None:
             await self.engine.start()
-            self._clients = ClosedLoop(self.engine, self.meter, self.prompts, self.plan, speculate=self.name != PLAIN)
+            self._clients = ClosedLoop(self.engine, self.meter, self.prompts, self.plan, speculate=self.name not in (PLAIN, PLAIN_AGAIN))
         return await self._clients.turn(num_clients)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -149,6 +149,8 @@ class Workbench:
             scheduling = SchedulingConfig(mode="planned" if name == PLANNED else "fixed", overlap=0.0)
             config = config.model_copy(update={"drafter": self._limited(limits), "scheduling": scheduling})
             backend = backend.with_drafter(config.drafter)
+        elif name == PLAIN_AGAIN:
+            backend = backend.with_drafter(config.drafter)  # a target's steps serve one engine
         meter = LoadMeter(self._plan, self._patience)
         metered = MeteredBackend(backend, on_drafts=meter.drafted, on_verdict=on_verdict)
         return LoadSystem(name, Engine(metered, self._codec, config, meter), meter, metered, self.prompts, self._plan, self._probe_ms)

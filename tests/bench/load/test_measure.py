@@ -21,7 +21,8 @@ from dspark.config import DrafterConfig, ProfileConfig, TargetConfig
 from dspark.errors import ConfigError
 
 PLAN = LoadPlan(clients=(1, 2), tokens=8, turns=1, warmup_turns=1, max_tokens=24)
-SYSTEMS = ("plain", "fixed3", "planned")
+SYSTEMS = ("plain", "fixed3", "planned", "plain_again")
+SIMULATED = SYSTEMS[:3]
 PNG = b"\x89PNG"
 
 
@@ -56,8 +57,8 @@ def test_every_system_has_a_point_at_every_load(report: LoadReport) -> None:
         assert len(point.turns) == 1
     assert report.of("fixed3")[0].verified_per_round > 0
     assert report.of("plain")[1].against_plain == 1.0
-    assert report.of("plain")[1].verified_per_round == 0.0
-    with pytest.raises(ConfigError, match="plain, fixed3, planned"):
+    assert report.of("plain")[1].verified_per_round == report.of("plain_again")[1].verified_per_round == 0.0
+    with pytest.raises(ConfigError, match="plain, fixed3, planned, plain_again"):
         report.of("tree")
 
 
@@ -81,7 +82,7 @@ def test_tables_say_what_they_are_about(report: LoadReport) -> None:
 def test_the_simulator_meets_the_same_points(report: LoadReport, folder: Path) -> None:
     options = SimulateOptions(tokens_per_point=400, num_drafts=64)
     simulation, agreement = simulate_against(report, folder, options)
-    assert [(point.policy, point.load) for point in agreement.points] == [(name, load) for load in (1.0, 2.0) for name in SYSTEMS]
+    assert [(point.policy, point.load) for point in agreement.points] == [(name, load) for load in (1.0, 2.0) for name in SIMULATED]
     assert all(point.simulated > 0 for point in agreement.points)
     assert simulation.label == report.label
     assert report.of("fixed3")[0].prompt_rows_per_token >= 0
@@ -157,5 +158,6 @@ def test_there_is_room_for_all_clients_with_whole_trees() -> None:
     assert Room(1, 100).max_batch_rows == TargetConfig().max_batch_rows
     assert (limits_of("fixed5").max_depth, limits_of("fixed5").max_width) == (5, 1)
     assert limits_of("plain").skips
+    assert limits_of("plain_again").skips
     with pytest.raises(ConfigError, match="fixedN"):
         limits_of("magic")

@@ -153,6 +153,7 @@ class DraftDecisions:
         limits = SKIP if outlook is None else self._in_the_better_way(regime, outlook)
         if not limits.skips and (self._gains[regime] >= CLEAR_GAIN or economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS):
             return limits
+        self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
         if self._to_explore[regime] <= 0:
             self._explore(regime, outlook, num_sessions)
         return SKIP

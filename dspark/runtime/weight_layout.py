@@ -19,6 +19,10 @@ PACKED_FROM = 2**18
 """Numbers in a weight, from which packing pays."""
 PACKED_FOR_ROWS = 16
 """What oneDNN is told to expect; the layout that it chooses is the same for 4 to 32."""
+LEAST_ROWS = 4
+"""Of a packed weight that no cache holds: the kernels for one to three rows read memory more slowly than the one for four."""
+LEAST_ROWS_FROM = 2**21
+"""Numbers in such a weight."""
 
 
 def by_columns(weight: torch.Tensor) -> torch.Tensor:
@@ -37,6 +41,7 @@ class PackedLinear(nn.Module):
         self._product = mkldnn._linear_pointwise.default
         self._packed = mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._least_rows = LEAST_ROWS if weight.numel() >= LEAST_ROWS_FROM else 1
 
     @property
     def weight(self) -> torch.Tensor:
@@ -46,6 +51,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
+        missing = self._least_rows - rows.shape[:-1].numel()
+        if missing > 0:
+            padded = self._multiplied(functional.pad(rows.reshape(-1, rows.shape[-1]), (0, 0, 0, missing)))
+            return padded[:-missing].view(*rows.shape[:-1], -1)
+        return self._multiplied(rows)
+
+    def _multiplied(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self._product(rows, self._packed, self.bias, "none", [], "")
         return product
 

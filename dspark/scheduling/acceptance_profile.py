@@ -1,4 +1,4 @@
-"""What drafts have been worth lately, per drafter, and apart for greedy and sampled text: the gains that plan_drafts asks for.
+"""What drafts have been worth lately, per drafter, and apart for greedy and sampled text: the gains that drafting_plan.py asks for.
 
 For every draft the expected accepted tokens by depth and by number of verified candidates are read off its scores, verified or
 not, so that the planner's own choice does not colour them: verifying eight candidates where the drafter was sure says little
@@ -23,9 +23,7 @@ from dspark.tree import CandidateTree
 MEMORY = 32
 """Drafts that the estimates remember, about."""
 FIRST_DRAFTS = 16
-"""Of a drafter, drafted in full before its numbers are believed."""
-EXPLORE_EVERY = 50
-"""Rounds: 2 % are drafted in full."""
+"""Of a drafter, before its numbers are believed."""
 PRIOR_TOKENS = 4.0
 """Accepted tokens, as expected, that a correction starts from."""
 MOST_CORRECTION = 4.0
@@ -51,12 +49,6 @@ class AcceptanceProfile:
         An empty tree counts too: the drafter had nothing to say. A skipped round is not fed.
         """
         self._record(drafter, greedy).observe(limits, drafted, np.asarray(kept, np.int64), num_accepted)
-
-    def next_round(self, drafter: str, greedy: bool) -> bool:
-        """Counts a round of this drafter; True if it is one to draft in full."""
-        record = self._record(drafter, greedy)
-        record.num_rounds += 1
-        return record.num_drafts < FIRST_DRAFTS or record.num_rounds % EXPLORE_EVERY == 0
 
     def gains(self, drafter: str, greedy: bool) -> Floats:  # [D + 1, N + 1]
         """Expected accepted tokens of one session by depth drafted and candidates verified; never falling along either."""
@@ -110,7 +102,6 @@ class _Record:
         shape = (most.max_depth, most.max_nodes)
         self.claimed = np.zeros(shape)  # [D, N] gains by the scores' word
         self.num_drafts = 0
-        self.num_rounds = 0
         self.num_skipped = 0
         """Rounds since the last draft."""
         self.seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY

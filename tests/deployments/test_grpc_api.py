@@ -2,15 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 
 import grpc
 import grpc.aio
 import pytest
 
-from deployments.grpc_api import GenerationRpc
 from dspark.client import AsyncClient, Client
-from dspark.config import LimitsConfig
 from dspark.errors import (
     DeadlineExceeded,
     DSparkError,
@@ -24,29 +22,10 @@ from dspark.errors import (
 )
 from dspark.wire.pb import generation_pb2 as pb
 from dspark.wire.pb import generation_pb2_grpc as rpc
+from tests.deployments.serve_like import ServeLikeChannel, Servicer, serving
 from tests.serving.echo_service import EchoService
 
 PROMPT = "one two three, stop here."
-
-
-class Servicer(GenerationRpc):
-    """What the Router is to Serve, for a plain gRPC server."""
-
-    def __init__(self, service: EchoService) -> None:
-        self.service = service
-        self.limits = LimitsConfig(max_body_bytes=4096)
-
-
-@asynccontextmanager
-async def serving(service: EchoService) -> AsyncIterator[str]:
-    server = grpc.aio.server()
-    rpc.add_GenerationServicer_to_server(Servicer(service), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
 
 
 @pytest.fixture
@@ -251,6 +230,8 @@ async def test_the_blocking_client_does_the_same(service: EchoService) -> None:
     async with serving(service) as address:
         await asyncio.to_thread(use_blocking_client, address, service)
         await eventually(lambda: service.open_streams == 0)
+    assert service.open_streams == 0
+    assert [request.max_tokens for request in service.requests] == [10, 10, 200], "what is refused never gets here"
 
 
 def use_blocking_client(address: str, service: EchoService) -> None:
@@ -275,24 +256,6 @@ def left_early(chunks: Iterator[object]) -> Iterator[Iterator[object]]:
         chunks.close()  # type: ignore[attr-defined]
 
 
-class RecordedContext:
-    """Serve's context keeps the code and text that were set; a plain aio server would replace the text by the exception's class."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self.timeout_s = timeout_s
-        self.code = grpc.StatusCode.OK
-        self.details = ""
-
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        return [("user-agent", "test")] + ([] if self.timeout_s is None else [("dspark-timeout-s", str(self.timeout_s))])
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
-
-    def set_details(self, details: str) -> None:
-        self.details = details
-
-
 async def rest_of(chunks: AsyncIterator[object]) -> list[object]:
     return [chunk async for chunk in chunks]
 
@@ -305,45 +268,3 @@ async def status_of(service: EchoService, prompt: str | list[int], options: dict
                 pass
         else:
             await client.generate(prompt, **options)  # type: ignore[arg-type]
-
-
-class ServeLikeChannel:
-    """Calls the servicer directly, after a trip through bytes; a raised call ends with the code and text that were set before."""
-
-    def __init__(self, servicer: Servicer) -> None:
-        self._servicer = servicer
-
-    def unary_unary(self, path: str, **_: object) -> "ServeLikeCall":
-        return ServeLikeCall(getattr(self._servicer, path.rpartition("/")[2]))
-
-    def unary_stream(self, path: str, **_: object) -> "ServeLikeCall":
-        return ServeLikeCall(getattr(self._servicer, path.rpartition("/")[2]))
-
-
-class ServeLikeCall:
-    def __init__(self, method: object) -> None:
-        self._method = method
-
-    def __call__(self, request: pb.GenerateRequest, timeout: float | None = None, metadata: tuple[tuple[str, str], ...] = ()) -> object:
-        said = dict(metadata).get("dspark-timeout-s")
-        context = RecordedContext(None if said is None else float(said))
-        answer = self._method(type(request).FromString(request.SerializeToString()), context)  # type: ignore[operator]
-        return self._items(answer, context) if hasattr(answer, "__aiter__") else self._item(answer, context)
-
-    async def _item(self, answer: object, context: RecordedContext) -> object:
-        try:
-            return await answer  # type: ignore[misc]
-        except Exception as error:
-            raise self._status(error, context) from None
-
-    async def _items(self, answers: object, context: RecordedContext) -> AsyncIterator[object]:
-        try:
-            async for answer in answers:  # type: ignore[attr-defined]
-                yield answer
-        except Exception as error:
-            raise self._status(error, context) from None
-
-    def _status(self, error: Exception, context: RecordedContext) -> grpc.aio.AioRpcError:
-        assert str(error) == "", "Serve would send this text to the client"
-        empty = grpc.aio.Metadata()
-        return grpc.aio.AioRpcError(context.code, empty, empty, details=context.details)

@@ -98,6 +98,7 @@ async def test_a_client_that_goes_away_ends_the_work_at_any_point(
     writer.close()
     await writer.wait_closed()
     await until(lambda: service.open_streams == 0, within_s=1)
+    assert (len(service.requests), service.open_streams, service.go_on.is_set()) == (2, 0, False), "nobody let them go on"
 
 
 async def test_a_client_that_stops_reading_is_cut_off(port: int, service: EchoService) -> None:

@@ -125,6 +125,21 @@ def test_few_sessions_explore_for_many() -> None:
     assert sum(not books.target.draft_limits(session).skips for session in sessions) == MOST_EXPLORERS
 
 
+def test_sessions_go_in_halves_only_where_they_draft() -> None:
+    """Few drafts were seen, and in two waves a little more than plain decoding is expected of them: too little to be believed yet."""
+    books = Books((10.0, 0.2))
+    sessions = [books.session(f"s{number}") for number in range(8)]
+    for count in (2, 4, 8):
+        for depth in (1, 2, 3, 4):
+            books.economy.draft_done("default", count, depth, 2.0 * count)
+    for count in (FIRST_DRAFTS - 1, LEARNED):
+        for number in range(count):
+            books.step(sessions[0], CandidateTree.chain([1, 2, 3, 4], [0.7, 0.5, 0.3, 0.2]), (3, 2, 1, 0)[number % 4])
+        skips = books.decided(sessions[0]).skips
+        assert skips is (count < FIRST_DRAFTS)
+        assert books.target.most_to_fire() == (None if skips else 4)
+
+
 def test_where_no_draft_came_in_time_another_one_explores() -> None:
     """The first round of a session finds no lease yet: it has learned nothing, and paid nothing."""
     books = Books(FLAT)

@@ -148,6 +148,7 @@ async def test_a_slow_but_speaking_target_is_not_silent() -> None:
     (session,) = opened(target, "a")
     for _ in range(6):
         session.commit((await verify(lane, session)).result)
+    assert (session.round, lane.lost) == (6, False)
     await lane.stop()
 
 

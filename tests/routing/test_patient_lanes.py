@@ -1,6 +1,8 @@
 """A lane to a free target: it waits for drafts where that pays and no longer, and fires half of its sessions where they go in two waves."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -60,76 +62,76 @@ class PatientHouse:
         return asyncio.create_task(self.round_of(session, drafts))
 
 
-async def test_a_free_target_waits_for_a_draft_on_its_way_and_fires_when_it_comes() -> None:
-    house, drafts = PatientHouse(LONG_MS), LateDrafts()
-    late = house.drafting(house.sessions[1], drafts)
+@asynccontextmanager
+async def house_with_a_draft_on_its_way(draft_ms: float) -> AsyncIterator[tuple[PatientHouse, LateDrafts, asyncio.Task[Verdict]]]:
+    """The house, the draft that session b has just begun to wait for, and b's round; at the end nothing is left of them."""
+    house, drafts = PatientHouse(draft_ms), LateDrafts()
+    round_of_b = house.drafting(house.sessions[1], drafts)
     await asyncio.sleep(0.01)
-    ready = [house.ready(session) for session in house.sessions[::2]]
-    await asyncio.sleep(0.05)
-    assert house.target.batches == []
-    drafts.arrives.set()
-    await asyncio.wait_for(asyncio.gather(late, *ready), 10)
-    assert house.target.batches == [("a", "c", "b")]
-    await house.lane.stop()
+    try:
+        yield house, drafts, round_of_b
+    finally:
+        await given_up(round_of_b)
+        await house.lane.stop()
+
+
+async def given_up(*rounds: asyncio.Task[Verdict]) -> None:
+    """Cancelled and over; those that are done stay as they are."""
+    for task in rounds:
+        task.cancel()
+    await asyncio.gather(*rounds, return_exceptions=True)
+
+
+async def test_a_free_target_waits_for_a_draft_on_its_way_and_fires_when_it_comes() -> None:
+    async with house_with_a_draft_on_its_way(LONG_MS) as (house, drafts, late):
+        ready = [house.ready(session) for session in house.sessions[::2]]
+        await asyncio.sleep(0.05)
+        assert house.target.batches == []
+        drafts.arrives.set()
+        await asyncio.wait_for(asyncio.gather(late, *ready), 10)
+        assert house.target.batches == [("a", "c", "b")]
 
 
 async def test_a_drafter_that_hangs_is_waited_for_as_long_as_a_draft_takes_and_no_longer() -> None:
-    house, never = PatientHouse(30.0), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0.01)
-    assert isinstance(await verify(house.lane, house.sessions[0]), Verdict)
-    assert house.target.batches == [("a",)]
-    hanging.cancel()
-    await asyncio.gather(hanging, return_exceptions=True)
-    await house.lane.stop()
+    async with house_with_a_draft_on_its_way(30.0) as (house, _, _):
+        assert isinstance(await verify(house.lane, house.sessions[0]), Verdict)
+        assert house.target.batches == [("a",)]
 
 
 async def test_a_draft_that_is_given_up_is_not_waited_for() -> None:
     """The session goes on without it, so that all are ready."""
-    house, never = PatientHouse(LONG_MS), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0.01)
-    ready = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    assert house.target.batches == []
-    hanging.cancel()
-    await asyncio.sleep(0.01)
-    other = house.ready(house.sessions[1])
-    await asyncio.wait_for(asyncio.gather(ready, other), 10)
-    assert house.target.batches == [("a", "b")]
-    await house.lane.stop()
+    async with house_with_a_draft_on_its_way(LONG_MS) as (house, _, hanging):
+        ready = house.ready(house.sessions[0])
+        await asyncio.sleep(0.01)
+        assert house.target.batches == []
+        hanging.cancel()
+        await asyncio.sleep(0.01)
+        other = house.ready(house.sessions[1])
+        await asyncio.wait_for(asyncio.gather(ready, other), 10)
+        assert house.target.batches == [("a", "b")]
 
 
 async def test_a_session_that_left_while_the_target_waited_does_not_take_the_next_ones_timer_along() -> None:
     """The timer of its wait finds nobody ready; who comes then needs one of his own, or waits as long as the drafter hangs."""
-    house, never = PatientHouse(50.0), LateDrafts()
-    hanging = [house.drafting(house.sessions[1], never)]
-    await asyncio.sleep(0)
-    left = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    left.cancel()
-    await asyncio.sleep(0.1)
-    hanging.append(house.drafting(house.sessions[2], never))
-    await asyncio.sleep(0)
-    assert isinstance(await asyncio.wait_for(house.ready(house.sessions[0]), 2), Verdict)
-    for task in (left, *hanging):
-        task.cancel()
-    await asyncio.gather(left, *hanging, return_exceptions=True)
-    await house.lane.stop()
+    async with house_with_a_draft_on_its_way(50.0) as (house, never, _):
+        left = house.ready(house.sessions[0])
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.sleep(0.1)
+        hanging = house.drafting(house.sessions[2], never)
+        await asyncio.sleep(0)
+        assert isinstance(await asyncio.wait_for(house.ready(house.sessions[0]), 2), Verdict)
+        await given_up(left, hanging)
 
 
 async def test_a_lane_that_is_stopped_while_the_target_waits_tells_those_who_are_ready() -> None:
-    house, never = PatientHouse(LONG_MS), LateDrafts()
-    hanging = house.drafting(house.sessions[1], never)
-    await asyncio.sleep(0)
-    ready = house.ready(house.sessions[0])
-    await asyncio.sleep(0.01)
-    assert not ready.done()
-    await house.lane.stop()
-    with pytest.raises(TargetUnavailable):
-        await ready
-    hanging.cancel()
-    await asyncio.gather(hanging, return_exceptions=True)
+    async with house_with_a_draft_on_its_way(LONG_MS) as (house, _, _):
+        ready = house.ready(house.sessions[0])
+        await asyncio.sleep(0.01)
+        assert not ready.done()
+        await house.lane.stop()
+        with pytest.raises(TargetUnavailable):
+            await ready
     assert house.target.batches == []
 
 
@@ -143,12 +145,9 @@ async def test_in_two_waves_half_of_the_sessions_go_and_the_other_half_follows()
 
 
 async def test_a_wait_is_counted_once_however_many_sessions_become_ready_in_it() -> None:
-    house, drafts = PatientHouse(LONG_MS), LateDrafts()
-    late = house.drafting(house.sessions[1], drafts)
-    await asyncio.sleep(0.01)
-    ready = [house.ready(session) for session in house.sessions[::2]]
-    await asyncio.sleep(0.02)
-    drafts.arrives.set()
-    await asyncio.wait_for(asyncio.gather(late, *ready), 10)
-    assert house.economy.standings()["default"].waits == 1
-    await house.lane.stop()
+    async with house_with_a_draft_on_its_way(LONG_MS) as (house, drafts, late):
+        ready = [house.ready(session) for session in house.sessions[::2]]
+        await asyncio.sleep(0.02)
+        drafts.arrives.set()
+        await asyncio.wait_for(asyncio.gather(late, *ready), 10)
+        assert house.economy.standings()["default"].waits == 1

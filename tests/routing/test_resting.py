@@ -9,7 +9,7 @@ from dspark.messages import SessionOpen
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.session import Session
 from tests.routing.parts import GREEDY, session_named
-from tests.routing.test_features import LAW, SPEC, House, expected_text, reader
+from tests.routing.readers import LAW, SPEC, House, expected_text, reader
 
 
 class SlowHouse(House):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dspark.runtime.weight_layout import PACKED_FROM, PackedLinear, by_columns, lay_out_linears, linear, packed
+from dspark.runtime.weight_layout import LEAST_ROWS_FROM, PACKED_FROM, PackedLinear, by_columns, lay_out_linears, linear, packed
 
 WIDE = 1024
 LARGE = (PACKED_FROM // WIDE, WIDE)
@@ -71,6 +71,15 @@ def test_a_model_answers_as_before_with_all_its_linear_layers_laid_out(num_rows:
 def test_rows_that_do_not_lie_side_by_side_are_multiplied_as_well() -> None:
     weight, rows = torch.randn(LARGE), torch.randn(1, 9, WIDE)[:, ::2]
     assert torch.allclose(linear(rows, PackedLinear(weight)), linear(rows, weight), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (1, 3), (1, 4), (2, 1), (5,)])
+@torch.inference_mode()
+def test_few_rows_of_a_weight_beyond_all_caches_have_company_and_the_same_answers(shape: tuple[int, ...]) -> None:
+    weight, bias, rows = torch.randn(LEAST_ROWS_FROM // WIDE, WIDE), torch.randn(LEAST_ROWS_FROM // WIDE), torch.randn(*shape, WIDE)
+    product = PackedLinear(weight, bias)(rows)
+    assert product.shape == (*shape, len(weight))
+    assert torch.allclose(product, nn.functional.linear(rows, weight, bias), atol=1e-3)
 
 
 def test_a_packed_weight_can_still_be_read() -> None:

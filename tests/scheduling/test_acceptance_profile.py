@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dspark.scheduling.acceptance_profile import DOUBT_ROUNDS, EXPLORE_EVERY, FIRST_DRAFTS, MEMORY, AcceptanceProfile
+from dspark.scheduling.acceptance_profile import DOUBT_ROUNDS, MEMORY, AcceptanceProfile
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.tree import CandidateTree
 
@@ -107,25 +107,6 @@ def test_gains_never_fall_and_stay_possible_whatever_scores_say(seed: int) -> No
     assert np.all(np.diff(gains, axis=0) >= 0)
     assert np.all(np.diff(gains, axis=1) >= 0)
     assert np.all(gains <= np.minimum(np.arange(5)[:, np.newaxis], np.arange(7)) + 1e-9)
-
-
-def test_the_first_drafts_and_then_a_small_share_are_made_in_full() -> None:
-    profile = AcceptanceProfile(MOST)
-    for _ in range(FIRST_DRAFTS):
-        assert profile.next_round("block", False)
-        profile.observe("block", False, MOST, CHAIN, ALL, 1)
-    turns = [profile.next_round("block", False) for _ in range(10 * EXPLORE_EVERY)]
-    assert sum(turns) == 10
-    assert profile.next_round("lookup", False)
-
-
-def test_a_skipped_drafter_comes_back_once_its_turns_show_that_it_is_good() -> None:
-    """Skipped for bad text; on better text only the rounds of its turn are drafted, and they are enough."""
-    profile = fed([0.0] * 4, 100)
-    for _ in range(60 * EXPLORE_EVERY):
-        if profile.next_round("block", False):
-            profile.observe("block", False, MOST, CHAIN, ALL, 3)
-    assert profile.survival_by_depth("block", False)[0] > 0.8
 
 
 def test_hope_begins_with_drafts_accepted_whole_and_gives_way_to_what_is_seen() -> None:

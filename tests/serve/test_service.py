@@ -109,7 +109,9 @@ def test_leaving_a_stream_frees_everything_over_http(cluster: Cluster) -> None:
         received = b""
         while b"data:" not in received:
             received += connection.recv(4096)
+    assert received.startswith(b"HTTP/1.1 200 ")
     wait_until_idle(cluster)
+    assert [cluster.metric(name) for name in ("sessions", "leases", "kv_blocks_used")] == [0, 0, 0]
 
 
 def test_abort_ends_a_request_from_another_connection(cluster: Cluster, client: Client) -> None:

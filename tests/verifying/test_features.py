@@ -1,7 +1,6 @@
 """Features of the target: those that transformers computes, whatever the rounds looked like, and never at a token's cost."""
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,99 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from dspark.config import TargetConfig
-from dspark.errors import InvalidMessage
-from dspark.messages import ContextFeatures, FeatureSpec, SessionOpen, VerifyRequest, VerifyResult
+from dspark.messages import FeatureSpec, SessionOpen
 from dspark.runtime.loading import load_causal_lm
-from dspark.runtime.model import PackedModel
-from dspark.tree import CandidateTree
-from dspark.types import RouterId, SessionId
-from dspark.verifying.feature_store import MAX_RAW_TABLES, MAX_TRIES, FeatureStore
-from dspark.verifying.runner import VerifierRunner
+from dspark.verifying.feature_store import MAX_TRIES
 from dspark.verifying.target_model import LoadedTarget, load_target
 from dspark.verifying.verifier import BatchVerifier
-from tests.runtime.tiny_models import packed_model, random_prompts
+from tests.verifying.feature_rounds import PROMPTS, SPEC, WIDTH, A, B, Projected, answer, ask, floats, joined, model_of, verifier_on
 from tests.verifying.rounds import GREEDY, Rounds
 from tests.verifying.test_verifier import Guess
-
-TAPS = (-1, 0)
-SPEC = FeatureSpec("drafter-1", TAPS)
-WIDTH = 32
-"""d of the tiny models."""
-PROMPTS = random_prompts((5, 17, 33, 9))
-A, B = SessionId("0"), SessionId("1")
-
-
-class Projected:
-    """A projection like the real one: fixed random weights, a norm, bfloat16."""
-
-    fingerprint = SPEC.drafter_fingerprint
-    tap_layers = TAPS
-    width = 16
-
-    def __init__(self, factor: float = 1.0) -> None:
-        generator = torch.Generator().manual_seed(3)
-        self._weight = torch.randn(self.width, len(TAPS) * WIDTH, generator=generator)
-        self.factor = factor
-        self.error: Exception | None = None
-        self.num_rows = 0
-
-    def __call__(self, taps: torch.Tensor) -> torch.Tensor:
-        if self.error is not None:
-            raise self.error
-        self.num_rows += len(taps)
-        rows = torch.nn.functional.linear(taps, self._weight)
-        return (self.factor * torch.nn.functional.rms_norm(rows, (self.width,))).to(torch.bfloat16)
-
-
-def model_of(num_cache_tokens: int = 1024) -> PackedModel:
-    """Deterministic, so that equal really means equal."""
-    return packed_model("qwen3", num_cache_tokens=num_cache_tokens, block_tokens=8, deterministic=True)
-
-
-def verifier_on(model: PackedModel, *projections: Projected, max_batch_rows: int = 64) -> BatchVerifier:
-    return BatchVerifier(model, max_length=512, max_batch_rows=max_batch_rows, projections=projections)
-
-
-def joined(parts: Sequence[ContextFeatures | None]) -> NDArray[np.uint16]:
-    """The rows of all answers, which must continue each other from position 0."""
-    stop = 0
-    for part in parts:
-        assert part is not None
-        assert part.start == stop
-        stop = part.stop
-    return np.concatenate([part.values for part in parts if part is not None])
-
-
-def floats(bits: NDArray[np.uint16]) -> torch.Tensor:
-    return torch.from_numpy(bits.copy()).view(torch.bfloat16).float()
-
-
-def ask(number: int, base_length: int, features_from: int, tree: CandidateTree | None = None, name: SessionId = A) -> VerifyRequest:
-    return VerifyRequest(name, number, base_length, CandidateTree.empty() if tree is None else tree, features_from)
-
-
-def answer(verifier: BatchVerifier, request: VerifyRequest) -> VerifyResult:
-    verifier.submit(request)
-    (result,) = verifier.step().results
-    return result
-
-
-@pytest.fixture(scope="module")
-def plain() -> list[list[int]]:
-    """40 tokens of each prompt, without candidates and features."""
-    return Rounds(verifier_on(model_of()), PROMPTS).run(40)
-
-
-@pytest.fixture(scope="module")
-def calm() -> list[NDArray[np.uint16]]:
-    """Raw taps of each session alone, without candidates."""
-    every = []
-    for prompt in PROMPTS:
-        rounds = Rounds(verifier_on(model_of()), [prompt], specs=SPEC)
-        rounds.run(40)
-        every.append(joined(rounds.features[0]))
-    return every
-
 
 # The shipped target, against transformers
 
@@ -271,104 +185,3 @@ def test_features_that_are_no_numbers_are_left_out(plain: list[list[int]], facto
     rounds = Rounds(verifier_on(model_of(), Projected(factor)), PROMPTS[:1], specs=SPEC)
     assert rounds.run(5) == [plain[0][:5]]
     assert set(rounds.features[0]) == {None}
-
-
-# Who asks for nothing pays nothing
-
-
-def test_plain_sessions_set_no_hook_and_take_no_memory(plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of()
-    verifier = verifier_on(model, Projected())
-    captured: list[Sequence[int]] = []
-    capture = model.taps.capture
-    monkeypatch.setattr(model.taps, "capture", lambda layers: captured.append(layers) or capture(layers))  # type: ignore[func-returns-value]
-    rounds = Rounds(verifier, PROMPTS, Guess(2, 5, plain))
-    assert rounds.run(40) == plain
-    assert captured == []
-    assert (verifier._store._projected, verifier._store._raw) == ({}, {})
-    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
-    answer(verifier, ask(0, 5, 0))
-    assert captured == [[-1, 0]], "the count can count"
-
-
-def test_memory_of_a_drafter_without_projection_goes_with_its_last_session() -> None:
-    verifier = verifier_on(model_of())
-    for name in (A, B):
-        verifier.open(SessionOpen(name, tuple(PROMPTS[0]), GREEDY, features=SPEC))
-    answer(verifier, ask(0, 5, 0))
-    (table,) = verifier._store._raw.values()
-    assert table.num_bytes == 1024 * len(TAPS) * WIDTH * 2
-    verifier.close(A)
-    assert len(verifier._store._raw) == 1
-    verifier.close(B)
-    assert verifier._store._raw == {}
-
-
-def test_more_unknown_drafters_than_tables_go_without_features() -> None:
-    """A router could invent fingerprints for ever."""
-    verifier = verifier_on(model_of())
-    for index in range(MAX_RAW_TABLES + 1):
-        spec = FeatureSpec(f"drafter-{index}", TAPS)
-        verifier.open(SessionOpen(SessionId(f"s{index}"), tuple(PROMPTS[0]), GREEDY, features=spec))
-        verifier.submit(ask(0, 5, 0, name=SessionId(f"s{index}")))
-    report = verifier.step()
-    assert [result.features is None for result in report.results] == [False] * MAX_RAW_TABLES + [True]
-    assert report.failures == ()
-    for index in range(MAX_RAW_TABLES + 1):
-        verifier.close(SessionId(f"s{index}"))
-    assert (verifier._store._raw, verifier._store._num_users) == ({}, {})
-
-
-# Fences
-
-
-@pytest.mark.parametrize("layers", [(1,), (0, 1), (-2, 0), (0, -1), (), (7,)])
-def test_layers_that_cannot_be_tapped_are_refused_at_the_opening(layers: tuple[int, ...]) -> None:
-    verifier = verifier_on(model_of())
-    with pytest.raises(InvalidMessage) as caught:
-        verifier.open(SessionOpen(A, (1, 2), GREEDY, features=FeatureSpec("x", layers)))
-    assert caught.value.field == "features.tap_layers"
-    assert verifier.num_sessions == 0
-
-
-def test_layers_that_are_not_those_of_the_loaded_drafter_are_refused() -> None:
-    store = FeatureStore(model_of(), [Projected()])
-    store.check(SPEC)
-    with pytest.raises(InvalidMessage, match=r"reads \[-1, 0\]"):
-        store.check(FeatureSpec(SPEC.drafter_fingerprint, (0,)))
-
-
-async def test_a_refused_opening_is_told_to_its_router_and_harms_nobody() -> None:
-    runner = VerifierRunner(verifier_on(model_of()))
-    runner.start()
-    connection = runner.connect(RouterId("r"))
-    with pytest.raises(InvalidMessage):
-        connection.open(SessionOpen(A, (1, 2), GREEDY, features=FeatureSpec("x", (1,))))
-    connection.open(SessionOpen(B, tuple(PROMPTS[0]), GREEDY))
-    connection.submit([ask(0, 5, -1, name=B)])
-    assert (await connection.next_report()).results[0].session_id == B
-    assert runner.alive
-    await runner.stop()
-
-
-@pytest.mark.parametrize(
-    ("spec", "features_from"), [(None, 0), (None, 4), (SPEC, 5), (SPEC, 100), (SPEC, -2)], ids=lambda value: str(value)[:12]
-)
-def test_features_that_cannot_come_are_refused_for_that_session(spec: FeatureSpec | None, features_from: int) -> None:
-    verifier = verifier_on(model_of())
-    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=spec))
-    verifier.submit(ask(0, 5, features_from))
-    (failure,) = verifier.step().failures
-    assert failure.error == "InvalidMessage"
-    assert "features_from" in failure.message
-    assert answer(verifier, ask(0, 5, -1)).round == 0, "the session itself is unharmed"
-
-
-def test_the_last_round_is_answered_again_with_the_same_features() -> None:
-    verifier = verifier_on(model_of())
-    verifier.open(SessionOpen(A, tuple(PROMPTS[0]), GREEDY, features=SPEC))
-    first = answer(verifier, ask(0, 5, 0))
-    again = answer(verifier, ask(0, 5, 0))
-    assert again == first
-    assert first.features is not None
-    assert again.features is first.features

@@ -16,7 +16,7 @@ from dspark.runtime.projection import load_projection
 from dspark.tree import CandidateTree
 from dspark.types import SessionId
 from dspark.verifying.target_model import LoadedTarget, load_target, target_card
-from tests.runtime.test_draft_formats import write
+from tests.runtime.draft_folders import write
 from tests.runtime.tiny_drafters import LAYERS, SPEC
 from tests.verifying.rounds import GREEDY
 

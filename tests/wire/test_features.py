@@ -30,8 +30,8 @@ from dspark.wire.client import RemoteDrafter, RemoteVerifier
 from dspark.wire.features import MAX_TAPS, MAX_WIDTH, MESSAGE_BYTES, FeatureJoiner
 from dspark.wire.pb import drafting_pb2, session_pb2, verification_pb2
 from dspark.wire.streams import MAX_MESSAGE_BYTES
+from tests.wire.connections import LyingService, ask, connected, soon
 from tests.wire.replicas import ToyDrafter, ToyHost, chain, draft_service, failed, opening, serving, target_service, until
-from tests.wire.test_client import LyingService, ask, connected, soon
 
 A, B = SessionId("a"), SessionId("b")
 BOUNDS = Bounds(vocab_size=100, max_length=64, max_nodes=8)

@@ -40,10 +40,10 @@ class Draft:
     accepted: tuple[int, ...]
     """Nodes that are accepted if they are verified, root first."""
 
-    def num_accepted(self, kept: Sequence[int]) -> int:
-        """Accepted nodes if just these are verified; with a node its parent is kept."""
-        chosen = set(kept)
-        return sum(node in chosen for node in self.accepted)
+    def accepted_of(self, kept: Sequence[int]) -> tuple[int, ...]:
+        """Places in `kept` of the accepted nodes, root first, if just these are verified; with a node its parent is kept."""
+        places = {node: place for place, node in enumerate(kept)}
+        return tuple(places[node] for node in self.accepted if node in places)
 
 
 class DraftSource(Protocol):

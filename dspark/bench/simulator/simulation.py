@@ -1,14 +1,16 @@
 """A discrete-event simulation of the service: clients, one router with its lanes, draft and target replicas.
 
     client -> (draft lane: while the drafter is busy, requests wait; then all that wait go together)
-           -> (verify lane: when the target is idle, the policy plans over all that is ready) -> step -> commit -> client
+           -> (verify lane: when the target is idle, its books plan over all that is ready) -> step -> commit -> client
 
-The rules are those of routing/lanes.py, batching.py and verifying/rows.py; only time is made up. Deterministic by its seed.
+The rules are those of routing/lanes.py, batching.py and verifying/rows.py; only time is made up. What a router's books are asked and told
+there, they are asked and told here. Deterministic by its seed.
 Replicas hold the sessions placed on them; a new session goes where the fewest are. Unless the set-up has one processor for all,
 replicas run beside each other.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,36 +20,50 @@ import numpy as np
 
 from dspark.bench.simulator.acceptance import Draft, DraftBook
 from dspark.bench.simulator.costs import Setup
-from dspark.bench.simulator.policies import Policy, Situation
+from dspark.bench.simulator.policies import Books, Policy
 from dspark.bench.simulator.tally import RequestRecord, Tally
 from dspark.bench.simulator.workload import Poisson, Workload
-from dspark.scheduling.curve import Floats
+from dspark.messages import VerifyResult
+from dspark.routing.lanes import WAIT_SLACK
+from dspark.routing.plain_pace import PlainPace
+from dspark.routing.target_economy import InFlight, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
+from dspark.session import Session
 from dspark.tree import CandidateTree
-from dspark.types import SessionId
+from dspark.types import SamplingParams, SessionId, StopRules
 from dspark.verifying.rows import Work, share_rows
 
-CONTEXT_STEP = 64
-"""Tokens of context to which tables of step costs are rounded: they are computed once for each."""
 NOTHING = Draft(CandidateTree.empty(), ())
 
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    session_id: SessionId
+    session: Session
+    """As the router knows it."""
     client: int
     target: "_Target"
     drafter: "_Drafter"
     arrived_ms: float
-    num_tokens: int
-    """Wanted."""
-    tokens_left: int
     num_cached: int = 0
     num_uncached: int = 1
     """Committed tokens that the target has not seen, the anchor included: more than 1 while the prompt is prefilled."""
     draft: Draft = NOTHING
     limits: DraftLimits = SKIP
     kept: list[int] = field(default_factory=list)
+    began_ms: float = 0.0
+    """When its round did."""
+    draft_ms: float = 0.0
+    """How long its draft took, waiting included."""
+    explored: bool = False
+
+    @property
+    def session_id(self) -> SessionId:
+        return self.session.session_id
+
+    @property
+    def num_rows(self) -> int:
+        """Of the target, until its verdict."""
+        return self.num_uncached + len(self.kept)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,16 +77,18 @@ class _Drafter:
 
 @dataclass(slots=True, eq=False)
 class _Target:
+    books: Books
+    pace: PlainPace = field(default_factory=PlainPace)
     ready: list[_Session] = field(default_factory=list)
-    """Rounds whose drafts are there; the policy has not seen them yet."""
+    """Rounds whose drafts are there; they are not planned yet."""
     submitted: dict[SessionId, _Session] = field(default_factory=dict)
     """Rounds handed in, until their verdict: long prompts take several steps."""
     is_busy: bool = False
     sessions: dict[SessionId, _Session] = field(default_factory=dict)
-    situation: Situation | None = None
-    """At the moment when rounds began last, and how many did."""
-    began_ms: float = -1.0
-    num_begun: int = 0
+    submitted_ms: float = 0.0
+    free_since_ms: float = 0.0
+    patience_ends_ms: float = math.inf
+    """Of the wait for drafts in flight; infinite while there is none."""
 
 
 class Simulation:
@@ -82,10 +100,10 @@ class Simulation:
         """`book_of` gives the drafts under some limits."""
         self._setup = setup
         self._workload = workload
-        self._policy = policy
+        self._router = policy(setup)
         self._book_of = book_of
         self._rng = np.random.default_rng(seed)
-        self._targets = [_Target() for _ in range(setup.num_targets)]
+        self._targets = [_Target(self._router.books()) for _ in range(setup.num_targets)]
         self._drafters = [_Drafter() for _ in range(setup.num_drafters)]
         self._queue: list[tuple[int, float]] = []
         """Client and time of arrival of requests that wait for a place."""
@@ -93,7 +111,6 @@ class Simulation:
         self._order = count()
         self._ids = count()
         self._processor_free_ms = 0.0
-        self._tables: dict[int, Floats] = {}
         self.now_ms = 0.0
         self.tally = Tally()
         self.requests: list[RequestRecord] = []
@@ -112,7 +129,7 @@ class Simulation:
     @property
     def tokens_of_open_requests(self) -> int:
         """Committed so far for requests that are not finished."""
-        return sum(s.num_tokens - s.tokens_left for target in self._targets for s in target.sessions.values())
+        return sum(len(s.session.output_ids) for target in self._targets for s in target.sessions.values())
 
     def _run_until(self, num_tokens: int) -> None:
         while self.tally.tokens < num_tokens:
@@ -170,16 +187,22 @@ class Simulation:
     def _open(self, client: int, num_tokens: int, arrived_ms: float) -> None:
         target = min(self._targets, key=lambda t: len(t.sessions))
         drafter = min(self._drafters, key=lambda d: d.num_sessions)
-        session = _Session(SessionId(str(next(self._ids))), client, target, drafter, arrived_ms, num_tokens, num_tokens)
-        session.num_cached, session.num_uncached = self._workload.cached_tokens, max(1, self._workload.prompt_tokens)
+        cached, uncached = self._workload.cached_tokens, max(1, self._workload.prompt_tokens)
+        known = Session(SessionId(str(next(self._ids))), (0,) * (cached + uncached), SamplingParams(), StopRules(num_tokens))
+        known.drafter = self._router.drafter
+        session = _Session(known, client, target, drafter, arrived_ms, cached, uncached)
         target.sessions[session.session_id] = session
         drafter.num_sessions += 1
+        target.books.enter(known)
+        if self._setup.plain_first_round and not target.books.may_draft(known):
+            target.books.rest(known)
         self._begin_round(session)
 
     def _close(self, session: _Session) -> None:
         del session.target.sessions[session.session_id]
         session.drafter.num_sessions -= 1
-        self.requests.append(RequestRecord(session.client, session.num_tokens, session.arrived_ms, self.now_ms))
+        session.target.books.leave(session.session)
+        self.requests.append(RequestRecord(session.client, len(session.session.output_ids), session.arrived_ms, self.now_ms))
         if self._queue:
             client, arrived_ms = self._queue.pop(0)
             self._open(client, self._workload.output_tokens, arrived_ms)
@@ -189,15 +212,12 @@ class Simulation:
     # Drafting
 
     def _begin_round(self, session: _Session) -> None:
-        target = session.target
-        if target.situation is None or target.began_ms != self.now_ms:
-            target.situation, target.began_ms, target.num_begun = self._situation(target), self.now_ms, 0
-        session.draft, session.kept = NOTHING, []
-        is_plain = self._setup.plain_first_round and session.tokens_left == session.num_tokens
-        session.limits = SKIP if is_plain else self._policy.draft_limits(target.situation, target.num_begun)
-        target.num_begun += not is_plain
+        session.draft, session.kept, session.began_ms, session.draft_ms = NOTHING, [], self.now_ms, 0.0
+        limits = session.target.books.draft_limits(session.session)
+        has_none = self._setup.plain_first_round and session.session.round == 0
+        session.limits = SKIP if has_none else limits
         if session.limits.skips:
-            target.ready.append(session)
+            session.target.ready.append(session)
         else:
             session.drafter.waiting.append(session)
 
@@ -205,14 +225,16 @@ class Simulation:
         if drafter.drafting or not drafter.waiting:
             return
         drafter.drafting, drafter.waiting = drafter.waiting, []
-        busy_ms = self._setup.draft.ms(len(drafter.drafting), max(session.limits.max_depth for session in drafter.drafting))
+        busy_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting))
         drafter.ends_ms = self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
 
     def _end_draft(self, drafter: _Drafter, busy_ms: float) -> None:
         batch, drafter.drafting = drafter.drafting, []
         self.tally.draft_ms += busy_ms
+        self._router.draft_done(len(batch), _depth_of(batch), busy_ms)
         for session in batch:
             session.draft = self._book_of(session.limits).pick(self._rng)
+            session.draft_ms = self.now_ms - session.began_ms if len(session.draft.tree) else 0.0
             self.tally.drafted += len(session.draft.tree)
             session.target.ready.append(session)
 
@@ -234,19 +256,38 @@ class Simulation:
 
     def _submit(self, target: _Target) -> int:
         """Plan over all that goes now and hand the selected candidates in; returns how many sessions went."""
-        situation, drafting = self._situation(target), self._drafts_in_flight(target)
-        remaining_ms = max((session.drafter.ends_ms - self.now_ms for session in drafting), default=0.0)
-        num_fired = self._policy.num_to_fire(len(target.ready), len(drafting), remaining_ms, situation)
-        assert num_fired or drafting, "nothing would ever end this wait"
+        if self._waits_for_drafts(target):
+            return 0
+        target.patience_ends_ms = math.inf
+        most = target.books.most_to_fire()
+        num_fired = len(target.ready) if most is None else min(most, len(target.ready))
         fired, target.ready = target.ready[:num_fired], target.ready[num_fired:]
-        kept = self._policy.select({s.session_id: s.draft.tree for s in fired}, situation) if fired else {}
+        kept = target.books.plan([Waiting(s.session, s.draft.tree, s.draft_ms) for s in fired]).kept
         for session in fired:
             session.kept = kept[session.session_id]
+            session.explored = target.books.explores(session.session)
             target.submitted[session.session_id] = session
+        target.submitted_ms = self.now_ms
         return num_fired
 
+    def _waits_for_drafts(self, target: _Target) -> bool:
+        """True while the wait goes on; whoever becomes ready asks again, and patience ends."""
+        in_flight = [InFlight(self._drafted_for_ms(s), s.limits.max_depth) for s in self._drafts_in_flight(target)]
+        if not in_flight or self.now_ms >= target.patience_ends_ms:
+            return False
+        wait_ms = target.books.wait_ms(len(target.ready), in_flight)
+        if wait_ms > 0 and target.patience_ends_ms == math.inf:
+            target.patience_ends_ms = self.now_ms + WAIT_SLACK * wait_ms
+            self._at(target.patience_ends_ms, _nothing)
+        return wait_ms > 0
+
+    def _drafted_for_ms(self, session: _Session) -> float:
+        """How long its draft has been worked on: on one processor, not while the target was busy."""
+        beside_ms = max(0.0, session.target.free_since_ms - session.began_ms) if self._setup.one_processor else 0.0
+        return self.now_ms - session.began_ms - beside_ms
+
     def _drafts_in_flight(self, target: _Target) -> list[_Session]:
-        return [session for drafter in self._drafters for session in drafter.drafting if session.target is target]
+        return [s for drafter in self._drafters for s in (*drafter.drafting, *drafter.waiting) if s.target is target]
 
     def _step_ms(self, batch: list[tuple[_Session, int]]) -> float:
         rows, cached = sum(share for _, share in batch), sum(s.num_cached for s, _ in batch)
@@ -255,47 +296,59 @@ class Simulation:
 
     def _end_step(self, target: _Target, batch: list[tuple[_Session, int]], step_ms: float) -> None:
         target.is_busy = False
+        target.free_since_ms = self.now_ms
+        num_rows = sum(rows for _, rows in batch)
         self.tally.step_ms += step_ms
         self.tally.steps += 1
-        self.tally.rows += sum(rows for _, rows in batch)
+        self.tally.rows += num_rows
+        verified = [session for session, rows in batch if rows == session.num_rows]
         for session, rows in batch:
-            if rows < session.num_uncached + len(session.kept):
+            if rows < session.num_rows:
                 session.num_uncached -= rows  # a piece of the prompt
                 session.num_cached += rows
-            else:
-                self._commit(session)
+        self._keep_books(target, num_rows, step_ms, verified)
+        for session in verified:
+            self._commit(session)
+
+    def _keep_books(self, target: _Target, num_rows: int, step_ms: float, verified: list[_Session]) -> None:
+        """Before the sessions commit: the books go by the lengths that the step had."""
+        done = [Verified(s.session, s.limits, s.draft.tree, s.kept, s.draft.accepted_of(s.kept), s.draft_ms) for s in verified]
+        target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done)
+        num_reading = len(target.submitted) - len(verified)
+        prompt_rows = num_rows - sum(1 + len(session.kept) for session in verified)
+        target.pace.step_done(self.now_ms / 1e3, target.books.plain_step_ms(num_reading, max(0, prompt_rows)))
 
     def _commit(self, session: _Session) -> None:
         """The round's verdict."""
-        del session.target.submitted[session.session_id]
-        num_accepted = session.draft.num_accepted(session.kept)
-        self._policy.learn(session.limits, session.draft.tree, session.kept, num_accepted)
-        tokens = min(1 + num_accepted, session.tokens_left)
+        known, target = session.session, session.target
+        del target.submitted[session.session_id]
+        accepted = session.draft.accepted_of(session.kept)
+        result = VerifyResult(known.session_id, known.round, known.base_length, accepted, (0,) * (1 + len(accepted)))
+        tokens = len(known.commit(result).token_ids)
         session.num_cached += session.num_uncached + tokens - 1
         session.num_uncached = 1
-        session.tokens_left -= tokens
         self.tally.tokens += tokens
         self.tally.rounds += 1
         self.tally.verified += len(session.kept)
-        if session.tokens_left:
-            self._begin_round(session)
-        else:
+        self._judge(session, tokens)
+        if known.finished:
             self._close(session)
+        else:
+            self._begin_round(session)
 
-    def _situation(self, target: _Target) -> Situation:
-        setup, num_sessions = self._setup, len(target.sessions)
-        cached = sum(session.num_cached for session in target.sessions.values())
-        return Situation(
-            num_sessions,
-            step_ms=self._table(cached / num_sessions, cached),
-            draft=setup.draft,
-            router=setup.router,
-            one_processor=setup.one_processor,
-            drafters_share=setup.num_targets / setup.num_drafters,
-        )
+    def _judge(self, session: _Session, tokens: int) -> None:
+        """Did its round pay?"""
+        round_ms = self.now_ms - session.began_ms
+        session.target.books.round_done(session.session, session.limits, len(session.kept), round_ms)
+        if len(session.draft.tree):
+            pace = session.target.pace.per_second(session.began_ms / 1e3)
+            self._router.round_done(session.session, tokens, round_ms, pace, explored=session.explored)
 
-    def _table(self, context_tokens: float, cached_tokens: float) -> Floats:
-        bucket = CONTEXT_STEP * round(context_tokens / CONTEXT_STEP)
-        if bucket not in self._tables:
-            self._tables[bucket] = self._setup.target.table(self._setup.max_rows, bucket, 0.0)
-        return self._tables[bucket] + self._setup.target.kv_us_per_token * cached_tokens / 1e3
+
+def _depth_of(batch: list[_Session]) -> int:
+    """Of a drafting call."""
+    return max(session.limits.max_depth for session in batch)
+
+
+def _nothing() -> None:
+    """Somebody's patience is over: whoever is idle asks again."""

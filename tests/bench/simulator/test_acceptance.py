@@ -59,7 +59,7 @@ def test_nothing_is_drafted_under_limits_of_nothing() -> None:
 
 def test_only_what_was_verified_is_accepted() -> None:
     draft = Draft(CandidateTree.chain([1, 2, 3]), accepted=(0, 1, 2))
-    assert [draft.num_accepted(kept) for kept in ([], [0], [0, 1], [0, 1, 2])] == [0, 1, 2, 3]
+    assert [draft.accepted_of(kept) for kept in ([], [0], [0, 1], [0, 1, 2])] == [(), (0,), (0, 1), (0, 1, 2)]
 
 
 @pytest.mark.parametrize(

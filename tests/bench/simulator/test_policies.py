@@ -1,84 +1,134 @@
-"""What the simulated router decides: the fixed ways always the same, this project's by cost."""
+"""What a simulated router decides: the fixed ways always the same, this project's by the product's own books."""
 
-import numpy as np
+from dataclasses import replace
+from functools import cache
+
 import pytest
 
-from dspark.bench.simulator.costs import DraftCosts, RouterCosts
-from dspark.bench.simulator.policies import Planned, Policy, Situation, policy_named
+from dspark.bench.simulator.acceptance import ChanceTable, DraftBook
+from dspark.bench.simulator.costs import DraftCosts, Setup, TargetCosts, curve_of
+from dspark.bench.simulator.policies import DRAFTER, PlannedRouter, Policy, policy_named
+from dspark.bench.simulator.simulation import Simulation
+from dspark.bench.simulator.tally import Tally
+from dspark.bench.simulator.workload import ClosedLoop, Workload
 from dspark.errors import ConfigError
+from dspark.routing.decisions import MOST_EXPLORERS
+from dspark.routing.target_economy import InFlight, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
+from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
+from dspark.session import Session
 from dspark.tree import CandidateTree
-from dspark.types import SessionId
+from dspark.types import SamplingParams, SessionId, StopRules
 
+SEED = 11
 MOST = DraftLimits(4, 1, 4)
 CHAIN = CandidateTree.chain([1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6])
-ROWS = np.arange(129, dtype=np.float64)
-FREE_ROWS, DEAR_ROWS = np.full(129, 10.0), 0.1 + ROWS
+STEP_MS = 10.0
+FREE_ROWS = TargetCosts(curve_of([1, 128], [STEP_MS, STEP_MS]))
+DEAR_ROWS = TargetCosts(curve_of([1, 128], [1.1, 128.1]))
+GOOD, USELESS = ChanceTable.of_chain([0.9] * 4), ChanceTable.of_chain([0.01] * 4)
+SETUP = Setup("test", FREE_ROWS, DraftCosts(fixed_ms=4.0), one_processor=True, max_rows=128)
 
 
-def situation(step_ms: np.ndarray, num_sessions: int = 8, one_processor: bool = True, draft_ms: float = 1.0) -> Situation:
-    return Situation(num_sessions, step_ms, DraftCosts(fixed_ms=draft_ms), RouterCosts(), one_processor, drafters_share=1.0)
+class Recorded(PlannedRouter):
+    """The planned router; remembers how many sessions its drafters served together."""
+
+    def __init__(self, most: DraftLimits, setup: Setup) -> None:
+        super().__init__(most, setup)
+        self.calls: list[int] = []
+
+    def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
+        self.calls.append(num_sessions)
+        super().draft_done(num_sessions, depth, draft_ms)
 
 
-def trees(count: int = 8) -> dict[SessionId, CandidateTree]:
-    return {SessionId(str(i)): CHAIN for i in range(count)}
+def session(name: str) -> Session:
+    return Session(SessionId(name), (0,), SamplingParams(), StopRules(100), drafter=DRAFTER)
 
 
-def taught(policy: Policy, rounds: int = 200) -> Policy:
-    for _ in range(rounds):
-        policy.learn(MOST, CHAIN, [0, 1, 2, 3], 3)
-    return policy
+def run(policy: Policy, setup: Setup, table: ChanceTable, clients: int, num_tokens: int, output_tokens: int = 10_000) -> Tally:
+    @cache
+    def book_of(limits: DraftLimits) -> DraftBook:
+        return DraftBook(table, limits, 500, SEED)
+
+    workload = Workload(ClosedLoop(clients), output_tokens=output_tokens)
+    return Simulation(setup, workload, policy, book_of, SEED).run(num_tokens)
+
+
+def planned(
+    setup: Setup, table: ChanceTable, clients: int = 1, num_tokens: int = 3000, output_tokens: int = 10_000
+) -> tuple[Tally, Recorded]:
+    """What happened, and the router with what it learned."""
+    router = Recorded(MOST, setup)
+    return run(lambda _: router, setup, table, clients, num_tokens, output_tokens), router
+
+
+def plain(setup: Setup, clients: int = 1, num_tokens: int = 3000) -> Tally:
+    return run(policy_named("plain", MOST), setup, GOOD, clients, num_tokens)
 
 
 def test_fixed_policies_draft_and_verify_the_same_whatever_it_costs() -> None:
-    for policy, limits, num_kept in (("plain", SKIP, 0), ("fixed3", DraftLimits(3, 1, 3), 4), ("tree", MOST, 4)):
-        chosen = policy_named(policy, MOST)
-        for step_ms in (FREE_ROWS, DEAR_ROWS):
-            assert chosen.draft_limits(situation(step_ms), 0) == limits
-            sent = trees() if num_kept else dict.fromkeys(trees(), CandidateTree.empty())
-            assert {len(kept) for kept in chosen.select(sent, situation(step_ms)).values()} == {num_kept}
-        assert chosen.num_to_fire(3, 2, 1.0, situation(FREE_ROWS)) == 3
+    waiting = [Waiting(session(str(number)), CHAIN) for number in range(8)]
+    for name, limits in (("plain", SKIP), ("fixed3", DraftLimits(3, 1, 3)), ("tree", MOST)):
+        for target in (FREE_ROWS, DEAR_ROWS):
+            books = policy_named(name, MOST)(replace(SETUP, target=target)).books()
+            assert books.draft_limits(waiting[0].session) == limits
+            assert {len(kept) for kept in books.plan(waiting).kept.values()} == {4}
+            assert books.wait_ms(3, [InFlight(0.0, 4)]) == 0
+            assert books.most_to_fire() is None
 
 
-def test_planned_verifies_all_where_rows_are_free_and_nothing_where_they_cost_more_than_they_bring() -> None:
-    policy = Planned(MOST)
-    assert {len(kept) for kept in policy.select(trees(), situation(FREE_ROWS)).values()} == {4}
-    assert {len(kept) for kept in policy.select(trees(), situation(DEAR_ROWS, draft_ms=0.0)).values()} == {0}
+def test_only_plain_sessions_have_no_drafter() -> None:
+    drafters = {name: policy_named(name, MOST)(SETUP).drafter for name in ("plain", "fixed3", "tree", "planned")}
+    assert drafters == {"plain": None, "fixed3": DRAFTER, "tree": DRAFTER, "planned": DRAFTER}
 
 
-def test_planned_learns_whether_drafting_pays() -> None:
-    policy = taught(Planned(MOST))
-    assert policy.draft_limits(situation(FREE_ROWS), 0).max_depth == 4
-    policy.draft_limits(situation(DEAR_ROWS), 0)
-    assert policy.draft_limits(situation(DEAR_ROWS), 9) == SKIP
+def test_planned_drafts_and_verifies_all_where_rows_are_free_and_drafts_are_good() -> None:
+    tally, _ = planned(SETUP, GOOD)
+    assert tally.drafted / tally.rounds == pytest.approx(4, abs=0.1)
+    assert tally.verified == tally.drafted
 
 
-def test_only_a_few_sessions_explore() -> None:
-    policy = taught(Planned(MOST))
-    explored = [[policy.draft_limits(situation(DEAR_ROWS), place) == MOST for place in range(8)] for _ in range(120)]
-    assert {sum(flags) for flags in explored} == {0, 4}
-    assert 1 <= sum(any(flags) for flags in explored) <= 5
+def test_drafts_that_lose_cost_planned_no_more_than_the_purse() -> None:
+    """The purse, one exploration that it still paid for, and its share of the time."""
+    tally, router = planned(SETUP, USELESS, num_tokens=4000)
+    lost_rounds = (tally.elapsed_ms - plain(SETUP, num_tokens=4000).elapsed_ms) / STEP_MS
+    assert router.calls, "what they are worth was found out, not known"
+    assert lost_rounds <= FIRST_ROUNDS + 1 + SHARE * 4000
 
 
-def test_drafting_hides_behind_the_verification_of_others_only_on_a_processor_of_its_own() -> None:
-    assert situation(FREE_ROWS, draft_ms=12.0).visible_draft_ms(4, 2) == 12.0
-    apart = situation(FREE_ROWS, one_processor=False, draft_ms=12.0)
-    assert apart.visible_draft_ms(4, 2) == 2.0
-    assert apart.visible_draft_ms(8, 2) == 12.0, "nobody is left to be verified meanwhile"
+def test_only_a_few_sessions_explore_at_the_same_time() -> None:
+    """Where each row costs as much as an anchor, nothing that is drafted for sixteen sessions pays. They all came before anything was
+    known, and what they began with says nothing of later tries."""
+    tally, router = planned(replace(SETUP, target=DEAR_ROWS), USELESS, clients=16, num_tokens=16_000)
+    assert tally.drafted < 0.05 * tally.rounds
+    assert 1 <= max(router.calls[1:]) <= MOST_EXPLORERS
 
 
-def test_planned_waits_for_a_draft_that_ends_soon_and_not_for_a_long_one() -> None:
-    policy = taught(Planned(MOST))
-    assert policy.num_to_fire(4, 4, 0.1, situation(FREE_ROWS)) == 0
-    assert policy.num_to_fire(7, 1, 200.0, situation(FREE_ROWS)) == 7
+def test_sessions_that_come_later_do_without_hidden_states_where_drafts_do_not_pay() -> None:
+    setup = replace(SETUP, plain_first_round=True)
+    _, router = planned(setup, USELESS, output_tokens=50, num_tokens=2000)
+    entered = router.books()
+    entered.enter(newcomer := session("new"))
+    assert not entered.may_draft(newcomer)
 
 
-def test_planned_sends_half_where_the_other_half_can_draft_meanwhile() -> None:
-    policy = taught(Planned(MOST), 2000)
-    dear = situation(10.0 + 0.5 * ROWS, one_processor=False, draft_ms=20.0)
-    policy.draft_limits(dear, 0)
-    assert policy.num_to_fire(8, 0, 0.0, dear) == 4
-    assert policy.num_to_fire(8, 0, 0.0, situation(FREE_ROWS)) == 8
+@pytest.mark.parametrize("table", [GOOD, ChanceTable.of_chain([0.6] * 4)])
+def test_the_books_find_the_gain_that_the_simulation_shows(table: ChanceTable) -> None:
+    """Both are speeds over plain decoding; the books remember 100 rounds or so."""
+    tally, router = planned(SETUP, table)
+    gain = plain(SETUP).elapsed_ms / tally.elapsed_ms
+    assert router.economy.standings()[DRAFTER].speed_ratio == pytest.approx(gain, rel=0.15)
+    assert gain > 1.2
+
+
+def test_planned_hides_drafting_behind_verification_only_on_processors_of_their_own() -> None:
+    """Steps and calls both cost by the session, so that two halves cost little more than the whole."""
+    setup = replace(SETUP, target=TargetCosts(curve_of([1, 128], [4.0, 64.0])), draft=DraftCosts(session_ms=2.0))
+    together, _ = planned(setup, GOOD, clients=8)
+    apart, _ = planned(replace(setup, one_processor=False), GOOD, clients=8)
+    assert together.draft_ms + together.step_ms <= together.elapsed_ms * (1 + 1e-9)
+    assert apart.draft_ms + apart.step_ms > 1.2 * apart.elapsed_ms
 
 
 @pytest.mark.parametrize("name", ["fixed", "fixed0", "best", ""])

@@ -1,6 +1,7 @@
 """The simulated service against arithmetic: where costs are constant, rates are exact."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -8,17 +9,18 @@ import pytest
 
 from dspark.bench.simulator.acceptance import ChanceTable, DraftBook
 from dspark.bench.simulator.costs import DraftCosts, RouterCosts, Setup, TargetCosts, curve_of
-from dspark.bench.simulator.policies import Policy, policy_named
+from dspark.bench.simulator.policies import FixedBooks, FixedRouter, Policy, policy_named
 from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import OperatingPoint, operating_point
 from dspark.bench.simulator.workload import ClosedLoop, Poisson, Workload
+from dspark.routing.target_economy import InFlight
 from dspark.scheduling.drafting_plan import DraftLimits
 
 SEED = 11
 STEP_MS, DRAFT_MS, ROUTER_MS = 10.0, 3.0, 1.0
 FLAT = TargetCosts(curve_of([1, 512], [STEP_MS, STEP_MS]))
 SETUP = Setup("flat", FLAT, DraftCosts(fixed_ms=DRAFT_MS), RouterCosts(round_ms=ROUTER_MS))
-MOST = DraftLimits(7, 1, 7)
+MOST, THREE = DraftLimits(7, 1, 7), DraftLimits(3, 1, 3)
 ALWAYS = ChanceTable.of_chain([1.0] * 7)
 HALF = ChanceTable.of_chain([0.5] * 7)
 
@@ -174,23 +176,27 @@ def test_more_requests_than_there_is_room_for_wait_and_are_served_in_turn() -> N
     assert [request.client for request in run.requests] == sorted(request.client for request in run.requests)
 
 
-class Hesitant:
-    """Waits for drafts in flight whenever there are any."""
+class HesitantBooks(FixedBooks):
+    """Wait for drafts in flight whenever there are any."""
 
-    def __init__(self) -> None:
-        self._fixed = policy_named("fixed3", MOST)
-        self.name = "hesitant"
-        self.draft_limits, self.select, self.learn = self._fixed.draft_limits, self._fixed.select, self._fixed.learn
+    def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
+        assert num_ready
+        assert all(draft.since_ms >= 0 for draft in in_flight)
+        return 1e6
 
-    def num_to_fire(self, num_ready: int, num_drafting: int, remaining_ms: float, situation: object) -> int:
-        assert remaining_ms >= 0
-        return 0 if num_drafting else num_ready
+
+class HesitantRouter(FixedRouter):
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(THREE, setup)
+
+    def books(self) -> FixedBooks:
+        return HesitantBooks(THREE, SETUP.max_rows)
 
 
 def test_a_policy_may_wait_for_drafts_in_flight_and_so_bring_sessions_together() -> None:
     setup = replace(SETUP, one_processor=True)
     arrivals = ClosedLoop(4, spread_ms=30.0)
-    together = simulation(Hesitant(), setup, arrivals, output_tokens=10_000).run(4000, 400)
+    together = simulation(HesitantRouter, setup, arrivals, output_tokens=10_000).run(4000, 400)
     apart = simulation("fixed3", setup, arrivals, output_tokens=10_000).run(4000, 400)
     assert together.rows / together.steps == pytest.approx(16, abs=0.5)
     assert apart.rows / apart.steps < 12

@@ -118,12 +118,21 @@ class Economy:
         return expected * (num_calls / (num_calls + 1.0)) ** DOUBT_OF_FIRST_CALLS
 
     def round_done(
-        self, session: Session, committed: int, round_ms: float, plain_tokens_per_second: float, *, explored: bool = False
+        self,
+        session: Session,
+        committed: int,
+        round_ms: float,
+        plain_tokens_per_second: float,
+        *,
+        explored: bool = False,
+        num_sessions: int = 1,
     ) -> None:
-        """A session's drafted round against what plain decoding would have made; 0 where that is not known."""
+        """A session's drafted round against what plain decoding would have made, 0 where that is not known; `num_sessions` live on its
+        target."""
         regime = regime_of(session)
         if regime is not None and plain_tokens_per_second > 0 and round_ms > 0:
-            self.paying.round_done(regime, committed, round_ms, plain_tokens_per_second, explored=explored)
+            share = 1.0 / max(1, num_sessions)
+            self.paying.round_done(regime, committed, round_ms, plain_tokens_per_second, explored=explored, share=share)
 
     def round_skipped(self, regime: Regime) -> None:
         """A step of some target in which none of the regime's sessions there had drafts."""

@@ -71,7 +71,7 @@ class SpeculativeLoop:
                 chunk = session.commit(verdict.result, num_drafted=len(drafted.tree), num_selected=verdict.num_selected)
                 round_ms = (time.perf_counter() - started) * 1e3
                 lane.books.round_done(session, drafted.limits, verdict.num_selected, round_ms)
-                self._learn(session, chunk, verdict, round_ms)
+                self._learn(session, lane, chunk, verdict, round_ms)
                 yield chunk
         finally:
             lane.books.leave(session)
@@ -100,11 +100,12 @@ class SpeculativeLoop:
             return NoDrafts()
         return self._drafters.drafts(session, vocab_size)
 
-    def _learn(self, session: Session, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
+    def _learn(self, session: Session, lane: VerifyLane, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)
         if chunk.num_drafted > 0:
+            pace, num_sessions = verdict.plain_tokens_per_second, lane.books.num_sessions
             self.economy.round_done(
-                session, len(chunk.token_ids), round_ms, verdict.plain_tokens_per_second, explored=verdict.explored
+                session, len(chunk.token_ids), round_ms, pace, explored=verdict.explored, num_sessions=num_sessions
             )
         self._observer.round_done(session, chunk, round_ms)
 

@@ -11,6 +11,9 @@ It loses if the ratio is below OFF_BELOW after MIN_ROUNDS, or sooner where the l
 commits is less than CLEAR_BELOW of what plain decoding would have by more than CLEAR_ERRORS standard errors of their difference. (Rounds
 of one text are alike, so a few of them say less than their number; hence the distance.)
 
+A round is a step of the target with all the sessions that share it: they wait for the same drafts and rows, so sixty-four of them
+say of a step what one does. Rounds of single sessions come with their share in one, and are judged when they make a whole.
+
 The gap between OFF_BELOW and ON_FROM keeps a drafter at break-even from going on and off. An account belongs to a drafter on one
 kind of text: what pays on greedy text may lose on sampled.
 """
@@ -31,6 +34,8 @@ FIRST_PAUSE_ROUNDS = 200
 MAX_PAUSE_ROUNDS = 12_800
 MEMORY_ROUNDS = 100
 """Rounds that the ratio remembers, about."""
+WHOLE = 1.0 - 1e-6
+"""Shares do not add up to one exactly."""
 OUTLIER = 4.0
 """A round longer than this many usual ones counts as so many: one stall of the machine says nothing of the drafter."""
 
@@ -50,17 +55,25 @@ class Paying:
         self._accounts: dict[Hashable, _Account] = {}
 
     def round_done(
-        self, account: Hashable, committed_tokens: int, round_ms: float, plain_tokens_per_second: float, *, explored: bool = False
+        self,
+        account: Hashable,
+        committed_tokens: int,
+        round_ms: float,
+        plain_tokens_per_second: float,
+        *,
+        explored: bool = False,
+        share: float = 1.0,
     ) -> None:
         """A drafted round: what its sessions committed, how long it lasted, drafting and waiting included, and what the curve
         promises the same sessions without drafting (`Plan.plain_tokens_per_second`). ValueError where a time or speed is not positive.
 
-        `explored`: drafted although a loss was expected; it shows in the ratio, but switches nothing.
+        `explored`: drafted although a loss was expected; it shows in the ratio, but switches nothing. `share` is the part of the target's
+        sessions that these are.
         """
         if not (round_ms > 0 and plain_tokens_per_second > 0):
             raise ValueError(f"a round of {round_ms} ms at {plain_tokens_per_second} plain tokens per second cannot be judged")
         found = self._accounts.setdefault(account, _Account())
-        found.drafted(committed_tokens, round_ms, plain_tokens_per_second, explored)
+        found.drafted(committed_tokens, round_ms, plain_tokens_per_second, explored, share)
 
     def round_skipped(self, account: Hashable) -> None:
         """A round of its sessions in which nothing was drafted: of a drafter that is off, the pause goes by."""
@@ -94,8 +107,8 @@ class _Tally:
     committed: float = 0.0
     plain: float = 0.0
 
-    def add(self, committed: float, plain: float) -> None:
-        fade = 1.0 - 1.0 / MEMORY_ROUNDS
+    def add(self, committed: float, plain: float, share: float = 1.0) -> None:
+        fade = (1.0 - 1.0 / MEMORY_ROUNDS) ** share
         self.committed = fade * self.committed + committed
         self.plain = fade * self.plain + plain
 
@@ -115,19 +128,28 @@ class _Account:
     """Of the rounds since the state was entered: committed tokens over CLEAR_BELOW of the plain ones."""
     squares: float = 0.0
     """Sum of the squared differences from that mean."""
+    begun: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Committed and plain tokens, and the share of a whole, of a round of which not all sessions have been told yet."""
 
-    def drafted(self, committed_tokens: int, round_ms: float, plain_tokens_per_second: float, explored: bool) -> None:
+    def drafted(self, committed_tokens: int, round_ms: float, plain_tokens_per_second: float, explored: bool, share: float) -> None:
         if self.state is PayState.OFF:
             return  # a draft that was under way when it was switched off
         counted_ms = min(round_ms, OUTLIER * self.usual_ms) if self.num_rounds else round_ms
         plain = plain_tokens_per_second * counted_ms / 1e3
-        self.shown.add(committed_tokens, plain)
+        self.shown.add(committed_tokens, plain, share)
         if explored:
             return
+        committed, plain, share = (one + new for one, new in zip(self.begun, (committed_tokens, plain, share), strict=True))
+        self.begun = (committed, plain, share)
+        if share >= WHOLE:
+            self.begun = (0.0, 0.0, 0.0)
+            self._whole_round(committed, plain, counted_ms)
+
+    def _whole_round(self, committed: float, plain: float, counted_ms: float) -> None:
         self.num_rounds += 1
         self.usual_ms += (counted_ms - self.usual_ms) / min(self.num_rounds, MEMORY_ROUNDS)
-        self.judged.add(committed_tokens, plain)
-        gain = committed_tokens - CLEAR_BELOW * plain
+        self.judged.add(committed, plain)
+        gain = committed - CLEAR_BELOW * plain
         before, self.mean_gain = self.mean_gain, self.mean_gain + (gain - self.mean_gain) / self.num_rounds
         self.squares += (gain - before) * (gain - self.mean_gain)
         self._judge()
@@ -164,4 +186,4 @@ class _Account:
     def _enter(self, state: PayState) -> None:
         """With empty books: what was measured before does not judge the new state."""
         self.state, self.judged = state, _Tally()
-        self.num_rounds, self.usual_ms, self.mean_gain, self.squares = 0, 0.0, 0.0, 0.0
+        self.num_rounds, self.usual_ms, self.mean_gain, self.squares, self.begun = 0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)

@@ -172,3 +172,23 @@ def test_late_drafts_of_a_drafter_that_is_off_and_skips_of_one_that_is_on_count_
 def test_a_round_without_a_time_or_a_curve_is_refused(round_ms: float, plain: float) -> None:
     with pytest.raises(ValueError, match="cannot be judged"):
         Paying().round_done("block", 1, round_ms, plain)
+
+
+def test_sessions_that_share_a_step_say_of_it_what_one_would() -> None:
+    """Of 64 sessions in one slow step there are 64 rounds, all of them slow, and that is one piece of evidence."""
+    paying = Paying()
+    for round_number in range(MIN_ROUNDS):
+        assert paying.pays("block"), round_number
+        for _ in range(64):
+            paying.round_done("block", 10, 20.0, 1e3 * 10 / 0.95 / 20.0, share=1 / 64)
+    assert not paying.may_draft("block")
+    assert paying.ratio("block") == pytest.approx(0.95)
+
+
+def test_a_ratio_remembers_as_many_rounds_of_many_sessions_as_of_one() -> None:
+    alone, together = Paying(), Paying()
+    for ratio in [2.0] * 30 + [1.0] * 30:
+        feed(alone, ratio, 1)
+        for _ in range(8):
+            together.round_done("block", 10, 20.0, 1e3 * 10 / ratio / 20.0, share=1 / 8)
+    assert together.ratio("block") == pytest.approx(alone.ratio("block"), rel=0.01)

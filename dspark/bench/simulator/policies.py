@@ -81,7 +81,14 @@ class Router(Protocol):
         """One call of a drafter."""
 
     def round_done(
-        self, session: Session, committed: int, round_ms: float, plain_tokens_per_second: float, *, explored: bool = False
+        self,
+        session: Session,
+        committed: int,
+        round_ms: float,
+        plain_tokens_per_second: float,
+        *,
+        explored: bool = False,
+        num_sessions: int = 1,
     ) -> None:
         """A session's drafted round against what plain decoding would have made; 0 where that is not known."""
 
@@ -157,7 +164,14 @@ class FixedRouter:
         """Nothing is learned."""
 
     def round_done(
-        self, session: Session, committed: int, round_ms: float, plain_tokens_per_second: float, *, explored: bool = False
+        self,
+        session: Session,
+        committed: int,
+        round_ms: float,
+        plain_tokens_per_second: float,
+        *,
+        explored: bool = False,
+        num_sessions: int = 1,
     ) -> None:
         """Nothing is learned."""
 
@@ -182,10 +196,19 @@ class PlannedRouter:
         self.economy.draft_done(DRAFTER, num_sessions, depth, draft_ms)
 
     def round_done(
-        self, session: Session, committed: int, round_ms: float, plain_tokens_per_second: float, *, explored: bool = False
+        self,
+        session: Session,
+        committed: int,
+        round_ms: float,
+        plain_tokens_per_second: float,
+        *,
+        explored: bool = False,
+        num_sessions: int = 1,
     ) -> None:
         """See Router."""
-        self.economy.round_done(session, committed, round_ms, plain_tokens_per_second, explored=explored)
+        self.economy.round_done(
+            session, committed, round_ms, plain_tokens_per_second, explored=explored, num_sessions=num_sessions
+        )
 
 
 def policy_named(name: str, most: DraftLimits) -> Policy:

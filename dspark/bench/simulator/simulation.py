@@ -341,8 +341,9 @@ class Simulation:
         round_ms = self.now_ms - session.began_ms
         session.target.books.round_done(session.session, session.limits, len(session.kept), round_ms)
         if len(session.draft.tree):
-            pace = session.target.pace.per_second(session.began_ms / 1e3)
-            self._router.round_done(session.session, tokens, round_ms, pace, explored=session.explored)
+            target = session.target
+            pace, num_sessions = target.pace.per_second(session.began_ms / 1e3), len(target.sessions)
+            self._router.round_done(session.session, tokens, round_ms, pace, explored=session.explored, num_sessions=num_sessions)
 
 
 def _depth_of(batch: list[_Session]) -> int:

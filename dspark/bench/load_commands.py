@@ -37,6 +37,9 @@ def load(
     clients: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(map(str, DEFAULT_CLIENTS)),
     seconds: Annotated[float, typer.Option(min=0.05, help="Of one system in one turn.")] = 8.0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Instead of --seconds: tokens per client in one turn.")] = None,
+    decode_only: Annotated[
+        bool, typer.Option(help="With --tokens: keep prompts out of the windows, which cost every system the same and fall at random.")
+    ] = False,
     turns: Annotated[int, typer.Option(min=1, help="Counted; in each of them every system has its place.")] = 3,
     warmup_turns: Annotated[int, typer.Option(min=0, help="Before, for each number of clients; not counted.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of every answer.")] = 256,
@@ -58,7 +61,9 @@ def load(
 
     try:
         counts = tuple(int(number) for number in numbers(clients))
-        plan = LoadPlan(counts, seconds, tokens, turns, warmup_turns, max_tokens, temperature)
+        plan = LoadPlan(counts, seconds, tokens, turns, warmup_turns, max_tokens, temperature, decode_only)
+        if decode_only and url is not None:
+            raise ConfigError("a service's clients cannot be told when to ask anew", "decode_only")
         texts = load_prompts(prompts, NUM_PROMPTS)
         patience = Patience(None if limit_minutes is None else 60 * limit_minutes)
         if url is not None:

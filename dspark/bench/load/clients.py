@@ -28,7 +28,7 @@ def request_number(client: int, index: int) -> int:
 
 def answer_tokens(plan: LoadPlan, client: int, index: int) -> int:
     """What a request asks for: all answers are of one length, but for the first one of each client."""
-    if index > 0:
+    if index > 0 or plan.decode_only:
         return plan.max_tokens
     return random.Random(f"{plan.seed} {client}").randint(1, plan.max_tokens)
 
@@ -44,12 +44,18 @@ class ClosedLoop:
         self._speculate = speculate
         self._goes = asyncio.Event()
         self._clients: list[asyncio.Task[None]] = []
+        self._lengths: dict[int, int] = {}
+        """Of the answer that each client is getting."""
+        self._asks_anew: set[int] = set()
+        """Clients that give up what they are getting when they go on."""
 
     async def turn(self, num_clients: int) -> Window:
         """Let so many clients go, at least as many as before, for one window. Raises what a client meets."""
         for client in range(len(self._clients), num_clients):
             self._clients.append(asyncio.create_task(self._ask_for_ever(client)))
         assert len(self._clients) == num_clients, "clients come and stay"
+        if self._plan.decode_only:
+            self._renew()
         self._meter.begin(num_clients)
         self._goes.set()
         await self._until(self._meter.closed)
@@ -57,6 +63,15 @@ class ClosedLoop:
         self._meter.rest()
         await self._until(self._meter.parked)
         return self._meter.window
+
+    def _renew(self) -> None:
+        """Nobody shall come to the end of an answer in this turn."""
+        for client in range(len(self._clients)):
+            done = self._meter.tokens_of(client)
+            if done is None or done + self._plan.turn_tokens > self._lengths[client]:
+                self._meter.unseen(client)
+                if done is not None:
+                    self._asks_anew.add(client)
 
     async def stop(self) -> None:
         """All clients hang up."""
@@ -82,9 +97,10 @@ class ClosedLoop:
 
     async def _ask(self, client: int, index: int) -> None:
         number = request_number(client, index)
+        self._lengths[client] = answer_tokens(self._plan, client, index)
         (request,) = self._engine.requests(
             [self._prompts[(client + STRIDE * index) % len(self._prompts)]],
-            max_tokens=answer_tokens(self._plan, client, index),
+            max_tokens=self._lengths[client],
             temperature=self._plan.temperature,
             seed=number,
             ignore_eos=True,
@@ -96,5 +112,8 @@ class ClosedLoop:
                 async for _ in chunks:
                     self._meter.read(number)
                     await self._goes.wait()
+                    if client in self._asks_anew:
+                        self._asks_anew.discard(client)
+                        break
         finally:
             self._meter.left(number)

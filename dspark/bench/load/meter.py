@@ -40,6 +40,8 @@ class LoadMeter(SilentObserver):
         self._since_s: dict[int, float] = {}
         """Requests that live -> from when on they are watched."""
         self._client_of: dict[int, int] = {}
+        self._tokens: Counter[int] = Counter()
+        """Committed for a request that lives."""
         self._unread: Counter[int] = Counter()
         """Rounds done for a request that its client has not read."""
         self._finished: set[int] = set()
@@ -52,6 +54,15 @@ class LoadMeter(SilentObserver):
         self._resting = False
         self.closed.clear()
         self.parked.clear()
+
+    def tokens_of(self, client: int) -> int | None:
+        """Committed of the answer that the client is getting; None where it has none."""
+        found = [self._tokens[request] for request, owner in self._client_of.items() if owner == client and request not in self._finished]
+        return found[0] if found else None
+
+    def unseen(self, client: int) -> None:
+        """The client is about to have a prompt read: the window opens after it."""
+        self._seen_clients.discard(client)
 
     def rest(self) -> None:
         """The clients have stopped reading."""
@@ -72,7 +83,7 @@ class LoadMeter(SilentObserver):
 
     def left(self, request: int) -> None:
         """The request is over for its client too."""
-        for book in (self._client_of, self._since_s, self._unread):
+        for book in (self._client_of, self._since_s, self._unread, self._tokens):
             book.pop(request, None)
         self._finished.discard(request)
         self._see_if_parked()
@@ -83,6 +94,7 @@ class LoadMeter(SilentObserver):
         """See Observer."""
         request = session.sampling.seed
         self._unread[request] += 1
+        self._tokens[request] += len(chunk.token_ids)
         self._seen_clients.add(self._client_of[request])
         if self._is_open:
             self._count(request, chunk)

@@ -17,6 +17,10 @@ MIN_STEPS = 3
 """Of the target in a turn, however long they are: a window of one step says little."""
 SETTLING_STEPS = 2
 """After each rest, before the window opens."""
+FASTEST = 2
+"""Times what clients get on average in a turn: what the fastest may get."""
+SETTLING_TOKENS = 32
+"""Of one client, before the window opens."""
 SEED = 20261126
 
 
@@ -36,6 +40,9 @@ class LoadPlan:
     max_tokens: int = 256
     """Of every answer. The first one of each client is cut short at random, so that they do not end together."""
     temperature: float = 0.7
+    decode_only: bool = False
+    """No prompt falls into a window: whoever might end its answer in a turn asks anew before the window opens. For comparing systems in
+    short turns: reading a prompt costs all of them the same, as much as dozens of rounds, and when it does is chance."""
     seed: int = SEED
 
     def __post_init__(self) -> None:
@@ -43,6 +50,13 @@ class LoadPlan:
             raise ConfigError("name at least one number of clients, all of them positive", "clients")
         if self.seconds <= 0 or (self.tokens is not None and self.tokens < 1) or self.turns < 1 or self.warmup_turns < 0:
             raise ConfigError("seconds, tokens and turns must be positive, and warm-up turns not negative", "turns")
+        if self.decode_only and (self.tokens is None or self.max_tokens < self.turn_tokens):
+            raise ConfigError("turns without prompts need a number of tokens, and answers of more than twice as many", "tokens")
+
+    @property
+    def turn_tokens(self) -> int:
+        """What one client may get in a turn, at the most."""
+        return FASTEST * (self.tokens or 0) + SETTLING_TOKENS
 
     @property
     def ordered_clients(self) -> tuple[int, ...]:

@@ -49,6 +49,7 @@ def budget_table(report: LoadReport) -> str:
 
 def _turns(plan: LoadPlan) -> str:
     each = f"{plan.seconds:g} s" if plan.tokens is None else f"{plan.tokens} tokens per client"
+    each += ", no prompts in them" if plan.decode_only else ""
     warm = f"after {plan.warmup_turns} turn(s) of each load that do not count" if plan.warmup_turns else "without warm-up"
     return f"medians of {plan.turns} interleaved turns of {each}, {warm}; what was learned stays from turn to turn"
 

@@ -89,6 +89,23 @@ def test_the_simulator_meets_the_same_points(report: LoadReport, folder: Path) -
     assert 0 <= agreement.num_within <= 6
 
 
+def test_no_prompt_falls_into_a_window_where_only_decoding_is_to_be_compared() -> None:
+    plan = LoadPlan(clients=(1, 3), tokens=8, turns=3, warmup_turns=0, max_tokens=60, decode_only=True)  # nobody lives for three turns
+    target = TargetConfig(num_threads=1, profile=ProfileConfig(budget_s=0.2))
+    local = LocalLoad(("plain", "fixed3"), target, DrafterConfig(num_threads=1), load_prompts(None, 8), plan, Patience())
+    with local.started() as measurement:
+        assert measurement.run()
+        assert [point.prompt_share for point in measurement.points] == [0.0] * 4
+        assert len({request for _, window in measurement.windows for request in window.requests}) > 4, "they asked anew between windows"
+
+
+def test_turns_without_prompts_need_answers_longer_than_a_turn() -> None:
+    with pytest.raises(ConfigError, match="more than twice as many"):
+        LoadPlan(decode_only=True)
+    with pytest.raises(ConfigError, match="more than twice as many"):
+        LoadPlan(tokens=64, max_tokens=128, decode_only=True)
+
+
 def test_commands_read_what_was_measured(folder: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     budget = runner.invoke(app, ["bench", "budget", "--from", str(folder)])

@@ -83,6 +83,8 @@ class KvTensors:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # each [num_slots, H_kv, D]
+        self._gathered: list[torch.Tensor] = [torch.empty(0), torch.empty(0)]
+        """Memory of `read`, on a CPU: new memory of this size comes from the system page by page, at three times the cost of the copy."""
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store `keys`, `values` [R, H_kv, D] at `slots` [R]."""
@@ -94,12 +96,22 @@ class KvTensors:
         stored_values.index_copy_(0, slots, values)
 
     def read(self, layer: int, slots: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [L, H_kv, D] at `slots`; a slice gives a view without a copy."""
+        """Keys and values [L, H_kv, D] at `slots`, good until the next call; a slice gives a view without a copy."""
         keys, values = self._layers[layer]
         if isinstance(slots, slice):
             return keys[slots], values[slots]
         slots = slots.to(keys.device)
-        return keys.index_select(0, slots), values.index_select(0, slots)
+        if keys.device.type != "cpu":
+            return keys.index_select(0, slots), values.index_select(0, slots)
+        return self._gather(0, keys, slots), self._gather(1, values, slots)
+
+    @torch.inference_mode()  # whoever reads next may do so in this mode, and its memory may then not be written outside of it
+    def _gather(self, place: int, stored: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        size = len(slots) * stored[0].numel()
+        if self._gathered[place].numel() < size or self._gathered[place].dtype != stored.dtype:
+            self._gathered[place] = stored.new_empty(size + size // 4)
+        out = self._gathered[place][:size].view(len(slots), *stored.shape[1:])
+        return torch.index_select(stored, 0, slots, out=out)
 
     @torch.inference_mode()  # the forward makes the tensors in this mode, and outside of it they may not be written
     def move(self, source: list[int], destination: list[int]) -> None:

@@ -10,8 +10,8 @@ draft that won something puts that in, and the earning back.
 
 SHARE = 0.01
 FIRST_ROUNDS = 16.0
-MOST_ROUNDS = 16.0
-"""In the purse: what a long pause has saved is not spent all at once."""
+MOST_ROUNDS = 4.0
+"""Saved up later: what a long pause has saved, spent all at once, would be seen by whoever measures just then."""
 MOST_LOST_ROUNDS = 3.0
 """By one exploration, as it is counted: one stall of the machine, or a drafter's first call, must not end all exploring."""
 LEAST_EARNING = 1 / 8
@@ -25,22 +25,31 @@ class Exploration:
         """In plain rounds; below 0 where the last exploration lost more than was there."""
         self._earning = 1.0
         self._is_first = True
-        """Until the first purse is spent; what it finds is no reason for longer pauses yet."""
+        """Until the first purse is spent, or holds too little for what is to be tried; what it finds is no reason for longer pauses yet."""
 
     def affords(self, price_rounds: float) -> bool:
         """True if an exploration that may lose so much can be paid. One that costs more than any purse holds waits for a full one."""
-        affordable = self.purse_rounds > 0 and self.purse_rounds >= min(price_rounds, MOST_ROUNDS)
-        self._is_first &= affordable
+        most = FIRST_ROUNDS if self._is_first else MOST_ROUNDS
+        affordable = self.purse_rounds > 0 and self.purse_rounds >= min(price_rounds, most)
+        if self._is_first and not affordable:
+            self._is_first = False
+            self.purse_rounds = min(0.0, self.purse_rounds)
         return affordable
 
     def round_passed(self) -> None:
         """A round of the target in which nothing was drafted."""
-        self.purse_rounds = min(MOST_ROUNDS, self.purse_rounds + SHARE * self._earning)
+        self._put_in(SHARE * self._earning)
 
     def explored(self, lost_rounds: float) -> None:
         """What an explored round lost against a plain one; below 0 where it won."""
-        self.purse_rounds = min(MOST_ROUNDS, self.purse_rounds - min(lost_rounds, MOST_LOST_ROUNDS))
         if lost_rounds <= 0:
+            self._put_in(-lost_rounds)
             self._earning = 1.0
-        elif not self._is_first:
+            return
+        self.purse_rounds -= min(lost_rounds, MOST_LOST_ROUNDS)
+        if not self._is_first:
             self._earning = max(LEAST_EARNING, self._earning / 2)
+
+    def _put_in(self, rounds: float) -> None:
+        """What the first purse holds above the most stays in it."""
+        self.purse_rounds = max(self.purse_rounds, min(MOST_ROUNDS, self.purse_rounds + rounds))

@@ -61,7 +61,7 @@ def test_in_the_long_run_no_more_is_lost_than_the_share(lost_rounds: float) -> N
 
 
 def test_a_long_pause_does_not_save_up_for_many_drafts() -> None:
-    exploration = Exploration()
+    exploration = spent(2.0, 2.0)
     for _ in range(100_000):
         exploration.round_passed()
     assert exploration.purse_rounds == MOST_ROUNDS
@@ -72,4 +72,6 @@ def test_a_drafter_dearer_than_any_purse_is_tried_when_the_purse_is_full_and_one
     assert exploration.affords(1000.0)
     exploration.explored(1000.0)
     assert not exploration.affords(1000.0)
-    assert exploration.purse_rounds == MOST_ROUNDS - MOST_LOST_ROUNDS
+    assert pause(exploration, 1000.0) == pytest.approx(MOST_ROUNDS / SHARE, abs=1)
+    exploration.explored(1000.0)
+    assert exploration.purse_rounds == pytest.approx(MOST_ROUNDS - MOST_LOST_ROUNDS)

@@ -45,6 +45,9 @@ def load(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of every answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts; default: the shipped held-out ones.")] = None,
+    prompt_characters: Annotated[
+        int | None, typer.Option(min=1, help="Cut prompts there; a slow target reads long ones for minutes.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of this process.")] = 1,
     trace_rounds: Annotated[
         int, typer.Option(min=0, help="Drafts to record first, for `bench simulate --against`; 0 leaves that out.")
@@ -64,7 +67,7 @@ def load(
         plan = LoadPlan(counts, seconds, tokens, turns, warmup_turns, max_tokens, temperature, decode_only)
         if decode_only and url is not None:
             raise ConfigError("a service's clients cannot be told when to ask anew", "decode_only")
-        texts = load_prompts(prompts, NUM_PROMPTS)
+        texts = [text[:prompt_characters] for text in load_prompts(prompts, NUM_PROMPTS)]
         patience = Patience(None if limit_minutes is None else 60 * limit_minutes)
         if url is not None:
             _print(_served(url, name, texts, plan, patience, out), out)

@@ -44,6 +44,23 @@ def regime_of(session: Session) -> Regime | None:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftedRound:
+    """What came of one session's round that had drafts."""
+
+    session: Session
+    committed: int
+    """Tokens."""
+    round_ms: float
+    """From before its draft to after its commit."""
+    plain_tokens_per_second: float
+    """What the session would have made by plain decoding meanwhile; 0 where that is not known."""
+    explored: bool = False
+    """True if it was drafted to find out what that brings, at an expected loss."""
+    num_sessions: int = 1
+    """That live on its target."""
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How one drafter does, for whoever publishes it."""
 
@@ -117,22 +134,12 @@ class Economy:
         num_calls = cost.num_calls * self.profiles[regime[0]].freshness(*regime)
         return expected * (num_calls / (num_calls + 1.0)) ** DOUBT_OF_FIRST_CALLS
 
-    def round_done(
-        self,
-        session: Session,
-        committed: int,
-        round_ms: float,
-        plain_tokens_per_second: float,
-        *,
-        explored: bool = False,
-        num_sessions: int = 1,
-    ) -> None:
-        """A session's drafted round against what plain decoding would have made, 0 where that is not known; `num_sessions` live on its
-        target."""
-        regime = regime_of(session)
-        if regime is not None and plain_tokens_per_second > 0 and round_ms > 0:
-            share = 1.0 / max(1, num_sessions)
-            self.paying.round_done(regime, committed, round_ms, plain_tokens_per_second, explored=explored, share=share)
+    def round_done(self, done: DraftedRound) -> None:
+        """A session's drafted round against what plain decoding would have made."""
+        regime, pace = regime_of(done.session), done.plain_tokens_per_second
+        if regime is not None and pace > 0 and done.round_ms > 0:
+            share = 1.0 / max(1, done.num_sessions)
+            self.paying.round_done(regime, done.committed, done.round_ms, pace, explored=done.explored, share=share)
 
     def round_skipped(self, regime: Regime) -> None:
         """A step of some target in which none of the regime's sessions there had drafts."""

@@ -10,7 +10,7 @@ from dspark.config import DrafterConfig, LimitsConfig, SchedulingConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
 from dspark.routing.admission import check_promises, promise_of
 from dspark.routing.drafts import DraftSource, NoDrafts
-from dspark.routing.economy import Economy
+from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.fleet import DrafterFleet
 from dspark.routing.lanes import Verdict, VerifyLane
 from dspark.routing.observer import Observer
@@ -104,9 +104,7 @@ class SpeculativeLoop:
         self._drafters.learn(session, chunk)
         if chunk.num_drafted > 0:
             pace, num_sessions = verdict.plain_tokens_per_second, lane.books.num_sessions
-            self.economy.round_done(
-                session, len(chunk.token_ids), round_ms, pace, explored=verdict.explored, num_sessions=num_sessions
-            )
+            self.economy.round_done(DraftedRound(session, len(chunk.token_ids), round_ms, pace, verdict.explored, num_sessions))
         self._observer.round_done(session, chunk, round_ms)
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:

@@ -3,6 +3,7 @@
 import pytest
 
 from dspark.routing.decisions import DECISION_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS
+from dspark.routing.economy import DraftedRound
 from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, InFlight
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
@@ -203,7 +204,7 @@ def off(books: Books, session: Session) -> None:
     books.drafts_cost(0.1)
     known(books, session, LIKELY, (3,))
     for _ in range(CLEAR_ROUNDS):
-        books.economy.round_done(session, 1, 20.0, 100.0)
+        books.economy.round_done(DraftedRound(session, 1, 20.0, 100.0))
     books.plain_steps(session, DECISION_STEPS)
 
 
@@ -227,7 +228,7 @@ def test_a_drafter_that_does_not_pay_by_the_clock_is_switched_off_and_probed_aga
     assert pause + DECISION_STEPS - FIRST_PAUSE_ROUNDS in range(IDLE_DECISION_STEPS + 1)
     for _ in range(PROBE_ROUNDS):
         assert not books.target.draft_limits(session).skips
-        books.economy.round_done(session, 4, 20.0, 100.0)
+        books.economy.round_done(DraftedRound(session, 4, 20.0, 100.0))
         books.step(session, LIKELY, accepted=3)
     assert books.economy.paying.pays(("default", True))
     assert not books.target.draft_limits(session).skips
@@ -247,7 +248,7 @@ def test_the_fixed_mode_drafts_and_verifies_all_whatever_it_costs() -> None:
     books.drafts_cost(1000.0)
     session = books.session("a")
     for _ in range(2 * MIN_ROUNDS):
-        books.economy.round_done(session, 1, 20.0, 100.0)
+        books.economy.round_done(DraftedRound(session, 1, 20.0, 100.0))
         books.step(session, UNLIKELY)
     assert books.kept((session, UNLIKELY)) == [[0, 1, 2, 3]]
     assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dspark.config import DrafterConfig
-from dspark.routing.economy import Economy, Standing, limits_of
+from dspark.routing.economy import DraftedRound, Economy, Standing, limits_of
 from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.scheduling.paying import CLEAR_ROUNDS, MIN_ROUNDS
@@ -17,9 +17,9 @@ def test_rounds_that_cannot_be_judged_do_not_judge_a_drafter() -> None:
     books = Books()
     plain, drafted = books.session("p", drafter=None), books.session("a")
     for _ in range(2 * MIN_ROUNDS):
-        books.economy.round_done(plain, 1, 20.0, 100.0)
-        books.economy.round_done(drafted, 1, 20.0, 0.0)
-        books.economy.round_done(drafted, 1, 0.0, 100.0)
+        books.economy.round_done(DraftedRound(plain, 1, 20.0, 100.0))
+        books.economy.round_done(DraftedRound(drafted, 1, 20.0, 0.0))
+        books.economy.round_done(DraftedRound(drafted, 1, 0.0, 100.0))
     assert math.isnan(books.economy.standings()["default"].speed_ratio)
 
 
@@ -29,7 +29,7 @@ def test_standings_tell_how_every_drafter_does() -> None:
         session = session_named(name)
         session.drafter = name
         for _ in range(CLEAR_ROUNDS - 1):
-            economy.round_done(session, committed, 20.0, 100.0)
+            economy.round_done(DraftedRound(session, committed, 20.0, 100.0))
     standings = economy.standings()
     assert standings["good"].speed_ratio == pytest.approx(2.0)
     assert standings["poor"].speed_ratio == pytest.approx(0.5)

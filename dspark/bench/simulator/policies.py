@@ -16,7 +16,7 @@ from typing import Protocol
 from dspark.bench.simulator.costs import Setup
 from dspark.config import DrafterConfig
 from dspark.errors import ConfigError
-from dspark.routing.economy import Economy
+from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.scheduling.planner import Plan, plan
@@ -80,17 +80,8 @@ class Router(Protocol):
     def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
         """One call of a drafter."""
 
-    def round_done(
-        self,
-        session: Session,
-        committed: int,
-        round_ms: float,
-        plain_tokens_per_second: float,
-        *,
-        explored: bool = False,
-        num_sessions: int = 1,
-    ) -> None:
-        """A session's drafted round against what plain decoding would have made; 0 where that is not known."""
+    def round_done(self, done: DraftedRound) -> None:
+        """A session's drafted round."""
 
 
 Policy = Callable[[Setup], Router]
@@ -163,16 +154,7 @@ class FixedRouter:
     def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
         """Nothing is learned."""
 
-    def round_done(
-        self,
-        session: Session,
-        committed: int,
-        round_ms: float,
-        plain_tokens_per_second: float,
-        *,
-        explored: bool = False,
-        num_sessions: int = 1,
-    ) -> None:
+    def round_done(self, done: DraftedRound) -> None:
         """Nothing is learned."""
 
 
@@ -195,20 +177,9 @@ class PlannedRouter:
         """See Router."""
         self.economy.draft_done(DRAFTER, num_sessions, depth, draft_ms)
 
-    def round_done(
-        self,
-        session: Session,
-        committed: int,
-        round_ms: float,
-        plain_tokens_per_second: float,
-        *,
-        explored: bool = False,
-        num_sessions: int = 1,
-    ) -> None:
+    def round_done(self, done: DraftedRound) -> None:
         """See Router."""
-        self.economy.round_done(
-            session, committed, round_ms, plain_tokens_per_second, explored=explored, num_sessions=num_sessions
-        )
+        self.economy.round_done(done)
 
 
 def policy_named(name: str, most: DraftLimits) -> Policy:

@@ -12,83 +12,25 @@ replicas run beside each other.
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
 import numpy as np
 
-from dspark.bench.simulator.acceptance import Draft, DraftBook
+from dspark.bench.simulator.acceptance import DraftBook
 from dspark.bench.simulator.costs import Setup
-from dspark.bench.simulator.policies import Books, Policy
+from dspark.bench.simulator.parties import NOTHING, SimulatedDrafter, SimulatedSession, SimulatedTarget
+from dspark.bench.simulator.policies import Policy
 from dspark.bench.simulator.tally import RequestRecord, Tally
 from dspark.bench.simulator.workload import Poisson, Workload
 from dspark.messages import VerifyResult
+from dspark.routing.economy import DraftedRound
 from dspark.routing.lanes import WAIT_SLACK
-from dspark.routing.plain_pace import PlainPace
 from dspark.routing.target_economy import InFlight, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
-from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId, StopRules
 from dspark.verifying.rows import Work, share_rows
-
-NOTHING = Draft(CandidateTree.empty(), ())
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    session: Session
-    """As the router knows it."""
-    client: int
-    target: "_Target"
-    drafter: "_Drafter"
-    arrived_ms: float
-    num_cached: int = 0
-    num_uncached: int = 1
-    """Committed tokens that the target has not seen, the anchor included: more than 1 while the prompt is prefilled."""
-    draft: Draft = NOTHING
-    limits: DraftLimits = SKIP
-    kept: list[int] = field(default_factory=list)
-    began_ms: float = 0.0
-    """When its round did."""
-    draft_ms: float = 0.0
-    """How long its draft took, waiting included."""
-    explored: bool = False
-
-    @property
-    def session_id(self) -> SessionId:
-        return self.session.session_id
-
-    @property
-    def num_rows(self) -> int:
-        """Of the target, until its verdict."""
-        return self.num_uncached + len(self.kept)
-
-
-@dataclass(slots=True, eq=False)
-class _Drafter:
-    waiting: list[_Session] = field(default_factory=list)
-    drafting: list[_Session] = field(default_factory=list)
-    ends_ms: float = 0.0
-    """Of the call in hand."""
-    num_sessions: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Target:
-    books: Books
-    pace: PlainPace = field(default_factory=PlainPace)
-    ready: list[_Session] = field(default_factory=list)
-    """Rounds whose drafts are there; they are not planned yet."""
-    submitted: dict[SessionId, _Session] = field(default_factory=dict)
-    """Rounds handed in, until their verdict: long prompts take several steps."""
-    is_busy: bool = False
-    sessions: dict[SessionId, _Session] = field(default_factory=dict)
-    submitted_ms: float = 0.0
-    free_since_ms: float = 0.0
-    patience_ends_ms: float = math.inf
-    """Of the wait for drafts in flight; infinite while there is none."""
 
 
 class Simulation:
@@ -103,8 +45,8 @@ class Simulation:
         self._router = policy(setup)
         self._book_of = book_of
         self._rng = np.random.default_rng(seed)
-        self._targets = [_Target(self._router.books()) for _ in range(setup.num_targets)]
-        self._drafters = [_Drafter() for _ in range(setup.num_drafters)]
+        self._targets = [SimulatedTarget(self._router.books()) for _ in range(setup.num_targets)]
+        self._drafters = [SimulatedDrafter() for _ in range(setup.num_drafters)]
         self._queue: list[tuple[int, float]] = []
         """Client and time of arrival of requests that wait for a place."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -190,7 +132,7 @@ class Simulation:
         cached, uncached = self._workload.cached_tokens, max(1, self._workload.prompt_tokens)
         known = Session(SessionId(str(next(self._ids))), (0,) * (cached + uncached), SamplingParams(), StopRules(num_tokens))
         known.drafter = self._router.drafter
-        session = _Session(known, client, target, drafter, arrived_ms, cached, uncached)
+        session = SimulatedSession(known, client, target, drafter, arrived_ms, cached, uncached)
         target.sessions[session.session_id] = session
         drafter.num_sessions += 1
         target.books.enter(known)
@@ -198,7 +140,7 @@ class Simulation:
             target.books.rest(known)
         self._begin_round(session)
 
-    def _close(self, session: _Session) -> None:
+    def _close(self, session: SimulatedSession) -> None:
         del session.target.sessions[session.session_id]
         session.drafter.num_sessions -= 1
         session.target.books.leave(session.session)
@@ -211,7 +153,7 @@ class Simulation:
 
     # Drafting
 
-    def _begin_round(self, session: _Session) -> None:
+    def _begin_round(self, session: SimulatedSession) -> None:
         session.draft, session.kept, session.began_ms, session.draft_ms = NOTHING, [], self.now_ms, 0.0
         limits = session.target.books.draft_limits(session.session)
         has_none = self._setup.plain_first_round and session.session.round == 0
@@ -221,14 +163,14 @@ class Simulation:
         else:
             session.drafter.waiting.append(session)
 
-    def _start_draft(self, drafter: _Drafter) -> None:
+    def _start_draft(self, drafter: SimulatedDrafter) -> None:
         if drafter.drafting or not drafter.waiting:
             return
         drafter.drafting, drafter.waiting = drafter.waiting, []
         busy_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting))
         drafter.ends_ms = self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
 
-    def _end_draft(self, drafter: _Drafter, busy_ms: float) -> None:
+    def _end_draft(self, drafter: SimulatedDrafter, busy_ms: float) -> None:
         batch, drafter.drafting = drafter.drafting, []
         self.tally.draft_ms += busy_ms
         self._router.draft_done(len(batch), _depth_of(batch), busy_ms)
@@ -240,7 +182,7 @@ class Simulation:
 
     # Verification
 
-    def _start_step(self, target: _Target) -> None:
+    def _start_step(self, target: SimulatedTarget) -> None:
         if target.is_busy or not (target.ready or target.submitted):
             return
         num_ready = self._submit(target) if target.ready else 0
@@ -254,7 +196,7 @@ class Simulation:
         target.is_busy = True
         self._occupy(router_ms + step_ms, partial(self._end_step, target, batch, step_ms))
 
-    def _submit(self, target: _Target) -> int:
+    def _submit(self, target: SimulatedTarget) -> int:
         """Plan over all that goes now and hand the selected candidates in; returns how many sessions went."""
         if self._waits_for_drafts(target):
             return 0
@@ -270,7 +212,7 @@ class Simulation:
         target.submitted_ms = self.now_ms
         return num_fired
 
-    def _waits_for_drafts(self, target: _Target) -> bool:
+    def _waits_for_drafts(self, target: SimulatedTarget) -> bool:
         """True while the wait goes on; whoever becomes ready asks again, and patience ends."""
         in_flight = [InFlight(self._drafted_for_ms(s), s.limits.max_depth) for s in self._drafts_in_flight(target)]
         if not in_flight or self.now_ms >= target.patience_ends_ms:
@@ -281,20 +223,20 @@ class Simulation:
             self._at(target.patience_ends_ms, _nothing)
         return wait_ms > 0
 
-    def _drafted_for_ms(self, session: _Session) -> float:
+    def _drafted_for_ms(self, session: SimulatedSession) -> float:
         """How long its draft has been worked on: on one processor, not while the target was busy."""
         beside_ms = max(0.0, session.target.free_since_ms - session.began_ms) if self._setup.one_processor else 0.0
         return self.now_ms - session.began_ms - beside_ms
 
-    def _drafts_in_flight(self, target: _Target) -> list[_Session]:
+    def _drafts_in_flight(self, target: SimulatedTarget) -> list[SimulatedSession]:
         return [s for drafter in self._drafters for s in (*drafter.drafting, *drafter.waiting) if s.target is target]
 
-    def _step_ms(self, batch: list[tuple[_Session, int]]) -> float:
+    def _step_ms(self, batch: list[tuple[SimulatedSession, int]]) -> float:
         rows, cached = sum(share for _, share in batch), sum(s.num_cached for s, _ in batch)
         context = sum(s.num_cached * share for s, share in batch) / rows
         return self._setup.target.step_ms(rows, context, cached)
 
-    def _end_step(self, target: _Target, batch: list[tuple[_Session, int]], step_ms: float) -> None:
+    def _end_step(self, target: SimulatedTarget, batch: list[tuple[SimulatedSession, int]], step_ms: float) -> None:
         target.is_busy = False
         target.free_since_ms = self.now_ms
         num_rows = sum(rows for _, rows in batch)
@@ -310,7 +252,7 @@ class Simulation:
         for session in verified:
             self._commit(session)
 
-    def _keep_books(self, target: _Target, num_rows: int, step_ms: float, verified: list[_Session]) -> None:
+    def _keep_books(self, target: SimulatedTarget, num_rows: int, step_ms: float, verified: list[SimulatedSession]) -> None:
         """Before the sessions commit: the books go by the lengths that the step had."""
         done = [Verified(s.session, s.limits, s.draft.tree, s.kept, s.draft.accepted_of(s.kept), s.draft_ms) for s in verified]
         target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done)
@@ -318,7 +260,7 @@ class Simulation:
         prompt_rows = num_rows - sum(1 + len(session.kept) for session in verified)
         target.pace.step_done(self.now_ms / 1e3, target.books.plain_step_ms(num_reading, max(0, prompt_rows)))
 
-    def _commit(self, session: _Session) -> None:
+    def _commit(self, session: SimulatedSession) -> None:
         """The round's verdict."""
         known, target = session.session, session.target
         del target.submitted[session.session_id]
@@ -336,17 +278,17 @@ class Simulation:
         else:
             self._begin_round(session)
 
-    def _judge(self, session: _Session, tokens: int) -> None:
+    def _judge(self, session: SimulatedSession, tokens: int) -> None:
         """Did its round pay?"""
         round_ms = self.now_ms - session.began_ms
         session.target.books.round_done(session.session, session.limits, len(session.kept), round_ms)
         if len(session.draft.tree):
             target = session.target
             pace, num_sessions = target.pace.per_second(session.began_ms / 1e3), len(target.sessions)
-            self._router.round_done(session.session, tokens, round_ms, pace, explored=session.explored, num_sessions=num_sessions)
+            self._router.round_done(DraftedRound(session.session, tokens, round_ms, pace, session.explored, num_sessions))
 
 
-def _depth_of(batch: list[_Session]) -> int:
+def _depth_of(batch: list[SimulatedSession]) -> int:
     """Of a drafting call."""
     return max(session.limits.max_depth for session in batch)
 

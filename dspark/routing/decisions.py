@@ -5,8 +5,7 @@ In this order:
    is to be won, that is an exploration as in 2;
 2. if nothing is expected to pay: what would pay if drafts were as good and as cheap as they may still be for all that is known; a few
    sessions try it, if the purse can pay for it (scheduling/exploration.py);
-3. nothing. A session that begins then, and whose drafter reads hidden states, does without them as long as it lives. So it does where
-   less is to be won than what the target may pay for capturing them in every step.
+3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
 A decision stands for a few steps, for all sessions of a regime.
 """
@@ -30,14 +29,8 @@ IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
-ENOUGH_DRAFTS = 4
-"""Of a regime, before a session may be told at its start that it will never draft, as long as they are explored at all."""
-
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
-WORTH_CAPTURING = 1.05
-"""Expected speed over plain from which on a session asks for hidden states. Capturing them costs 9 % of a 5 ms step on a processor, and
-less the longer a step takes."""
 
 
 class DraftDecisions:
@@ -51,10 +44,6 @@ class DraftDecisions:
         self._explored_with: dict[Regime, DraftLimits] = {}
         self._exploring: dict[SessionId, Regime] = {}
         """Sessions whose round in hand does so."""
-        self._resting: set[SessionId] = set()
-        """Those that never draft."""
-        self._kept_to_explore: set[SessionId] = set()
-        """Those that may draft for exploring's sake only."""
         self._num_steps = 0
         self._waves: dict[Regime, WaveChoice] = {}
         self._gains: dict[Regime, float] = {}
@@ -72,8 +61,6 @@ class DraftDecisions:
         """A session is over."""
         if (regime := self._exploring.pop(session.session_id, None)) is not None:
             self._to_explore[regime] += 1
-        self._resting.discard(session.session_id)
-        self._kept_to_explore.discard(session.session_id)
         self._forget()
 
     def step_done(self, learned: bool) -> None:
@@ -83,16 +70,10 @@ class DraftDecisions:
         if learned or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
             self._forget()
 
-    def rest(self, session: Session) -> None:
-        """The session was told that it will never draft."""
-        self._resting.add(session.session_id)
-
     def limits(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
         """For the session's coming round."""
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
-        if session.session_id in self._resting:
-            return SKIP
         limits = self._limits_of(regime, costs, num_sessions)
         if limits.skips and self._to_explore[regime] > 0:
             self._to_explore[regime] -= 1
@@ -111,26 +92,11 @@ class DraftDecisions:
             self._to_explore[regime] += 1
         return regime is not None
 
-    def may_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
-        """Asked at the start of a session whose drafter reads hidden states: False where its drafts are known not to pay for those, however
-        few sessions there are, and are not to be tried either."""
+    def will_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
+        """Whether sessions of its kind draft now, or some of them are to try."""
         regime = regime_of(session)
-        if regime is None or not self._economy.planned or costs is None:
-            return True
-        if not self._limits_of(regime, costs, num_sessions).skips and self._gains.get(regime, 1.0) >= WORTH_CAPTURING:
-            return True
-        if self._knows_little(regime) or self._pays_alone(regime, costs):
-            return True
-        if self._to_explore[regime] > 0 and len(self._kept_to_explore) < MOST_EXPLORERS:
-            self._kept_to_explore.add(session.session_id)
-            return True
-        return False
-
-    def _knows_little(self, regime: Regime) -> bool:
-        """True while the first drafts are still to come."""
-        num_drafts = self._economy.profiles[regime[0]].num_drafts(*regime)
-        is_exploring = self._to_explore[regime] > 0 or regime in self._exploring.values()
-        return num_drafts == 0 or (num_drafts < ENOUGH_DRAFTS and is_exploring)
+        assert regime is not None, "only sessions with a drafter ask"
+        return not self._limits_of(regime, costs, num_sessions).skips or self._to_explore[regime] > 0
 
     def _forget(self) -> None:
         self._decided.clear()
@@ -178,10 +144,6 @@ class DraftDecisions:
             return None
         gains = self._economy.profiles[regime[0]].gains(*regime)
         return DraftOutlook(num_sessions, gains, draft_ms, costs, self._economy.limits[regime[0]])
-
-    def _pays_alone(self, regime: Regime, costs: RoundCosts | None) -> bool:
-        outlook = None if costs is None else self._outlook(regime, costs, 1)
-        return outlook is not None and self._economy.paying.may_draft(regime) and best_draft(outlook).gain >= WORTH_CAPTURING
 
     def _in_the_better_way(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
         """All sessions together, or in two halves with the drafts of one hidden behind the verification of the other."""

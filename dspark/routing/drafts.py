@@ -84,7 +84,10 @@ class LeasedDrafts:
         limits: LimitsConfig,
         observer: DraftObserver,
         vocab_size: int,
+        *,
+        at_once: bool = True,
     ) -> None:
+        """`at_once`: take a place at a replica now; without it, when there is something to be drafted."""
         self._session = session
         self._pool = pool
         self._lanes = lanes
@@ -110,9 +113,11 @@ class LeasedDrafts:
         self._idle_rounds = 0
         """Rounds in a row for which nothing was to be drafted."""
         self._feed = FeatureFeed()
-        self._acquiring = True
-        """False while there is a lease, and in the pause after none was to be had."""
-        self._background: asyncio.Task[None] | None = asyncio.create_task(self._acquire())
+        self._acquiring = False
+        """True while a lease is on its way; False in the pause after none was to be had."""
+        self._background: asyncio.Task[None] | None = None
+        if at_once:
+            self._ask_again(None)
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""

@@ -67,28 +67,25 @@ class DrafterFleet:
         if self._chooser is not None and session.drafter is not None and session.drafter_was_chosen:
             self._chooser.take_back(session.drafter, greedy=session.sampling.temperature == 0)
 
-    def reads_features(self, session: Session) -> bool:
-        """True if the session's drafter reads hidden states of the target."""
-        return session.drafter is not None and self._members[session.drafter].pool.features is not None
-
     def tau(self, session: Session) -> float:
         """Committed tokens per round that the session's drafter was measured at; 1 where nobody drafts or nothing is known yet."""
         if self._chooser is None or session.drafter is None or session.max_nodes == 0:
             return 1.0
         return self._chooser.tau(session.drafter, greedy=session.sampling.temperature == 0) or 1.0
 
-    def drafts(self, session: Session, vocab_size: int) -> DraftSource:
-        """The session's drafts, from the drafter that was assigned to it."""
+    def drafts(self, session: Session, vocab_size: int, *, at_once: bool = True) -> DraftSource:
+        """The session's drafts, from the drafter that was assigned to it; `at_once` False takes no place before one is needed."""
         if session.drafter is None:
             return NoDrafts()
         member = self._members[session.drafter]
-        main = self._leased(session, member, vocab_size)
+        main = self._leased(session, member, vocab_size, at_once)
         if member.lookup is None:
             return main
-        return MergedDrafts(main, self._leased(session, member.lookup, vocab_size))
+        return MergedDrafts(main, self._leased(session, member.lookup, vocab_size, at_once))
 
-    def _leased(self, session: Session, member: "_Member", vocab_size: int) -> LeasedDrafts:
-        return LeasedDrafts(session, member.pool, member.lanes, member.config, self._limits, member.observer, vocab_size)
+    def _leased(self, session: Session, member: "_Member", vocab_size: int, at_once: bool) -> LeasedDrafts:
+        pool, lanes, config, observer = member.pool, member.lanes, member.config, member.observer
+        return LeasedDrafts(session, pool, lanes, config, self._limits, observer, vocab_size, at_once=at_once)
 
     def learn(self, session: Session, chunk: TokenChunk) -> None:
         """A round is done. Only those of sessions without a wish are compared (see DrafterChooser.record)."""

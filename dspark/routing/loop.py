@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dspark.config import DrafterConfig, LimitsConfig, SchedulingConfig
 from dspark.ports import DrafterPool, VerifierLease, VerifierPool
 from dspark.routing.admission import check_promises, promise_of
-from dspark.routing.drafts import DraftSource, NoDrafts
+from dspark.routing.drafts import DraftSource
 from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.fleet import DrafterFleet
 from dspark.routing.lanes import Verdict, VerifyLane
@@ -59,7 +59,7 @@ class SpeculativeLoop:
             self._drafters.refused(session)
             await lease.release()
             raise
-        drafts = self._drafts(session, lane, lease.card.vocab_size)
+        drafts = self._drafters.drafts(session, lease.card.vocab_size, at_once=lane.books.will_draft(session))
         try:
             lane.verifier.open(session.opening(drafts.features))
             self._observer.session_started(session)
@@ -91,14 +91,6 @@ class SpeculativeLoop:
         if self._limits.enforce_promises:
             check_promises(lane.books.load(self._drafters.tau), promise_of(session, self._drafters.tau(session)))
         lane.books.enter(session)
-
-    def _drafts(self, session: Session, lane: VerifyLane, vocab_size: int) -> DraftSource:
-        """None for a session whose drafter does not pay, where only asking for hidden states at its start would let it draft later: a
-        target that captures them pays for it in every step."""
-        if self._drafters.reads_features(session) and not lane.books.may_draft(session):
-            lane.books.rest(session)
-            return NoDrafts()
-        return self._drafters.drafts(session, vocab_size)
 
     def _learn(self, session: Session, lane: VerifyLane, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)

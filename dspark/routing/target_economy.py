@@ -129,13 +129,9 @@ class TargetEconomy:
             return None
         return RoundCosts(self._table, self.curve.round_overhead_ms, draft_ms)
 
-    def may_draft(self, session: Session) -> bool:
-        """Asked when an entered session begins: False where drafts are known not to pay for it, and are not to be tried either."""
-        return self._decisions.may_draft(session, self.costs(), self.num_sessions)
-
-    def rest(self, session: Session) -> None:
-        """The session will never draft."""
-        self._decisions.rest(session)
+    def will_draft(self, session: Session) -> bool:
+        """Asked when an entered session begins: False where nothing is to be drafted for it soon."""
+        return session.drafter is not None and self._decisions.will_draft(session, self.costs(), self.num_sessions)
 
     def draft_limits(self, session: Session) -> DraftLimits:
         """How much to draft for a session's coming round."""

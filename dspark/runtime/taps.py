@@ -1,4 +1,5 @@
-"""Hidden states of a model at chosen layers, read by forward hooks that live for one forward: a forward that nobody taps pays nothing.
+"""Hidden states of a model at chosen layers, read by wrapping these layers for one forward: a forward that nobody taps pays nothing.
+Hooks of torch would do it too, at five times the cost: a layer that has one takes the long way through `Module.__call__`.
 
 Tap l is the output of decoder layer l, which transformers calls `hidden_states[l + 1]`; tap -1 is what enters layer 0. The last
 layer is no tap: drafters are trained on states that are still on their way (paper, "evenly spread, never the last"). Knows no
@@ -7,7 +8,7 @@ session and no projection.
 Symbols: R rows of a forward, d hidden size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -44,27 +45,41 @@ class TapPoints:
 
     @contextmanager
     def capture(self, tap_layers: Sequence[int]) -> Iterator[Taps]:
-        """Every forward inside the block leaves its taps in the mapping; the hooks are gone after it, whatever happens."""
+        """Every forward inside the block leaves its taps in the mapping; the layers are as before after it, whatever happens."""
         taken: dict[int, torch.Tensor] = {}
-        with ExitStack() as hooks:
+        with ExitStack() as wrapped:
             for layer in tap_layers:
-                if layer == EMBEDDING:
-                    # Not the embedding module: some families scale its output before the first layer.
-                    handle = self._layers[0].register_forward_pre_hook(partial(_keep_input, taken), with_kwargs=True)
-                else:
-                    handle = self._layers[layer].register_forward_hook(partial(_keep_output, taken, layer))
-                hooks.callback(handle.remove)
+                # Not the embedding module: some families scale its output before the first layer.
+                keep = partial(_keep_input, taken) if layer == EMBEDDING else partial(_keep_output, taken, layer)
+                wrapped.enter_context(_wrapped(self._layers[max(layer, 0)], keep))
             yield taken
 
 
-def _keep_input(taken: dict[int, torch.Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+@contextmanager
+def _wrapped(module: nn.Module, keep: Callable[..., Any]) -> Iterator[None]:
+    """The module runs as `keep(forward, ...)`. An instance's own `forward`, as device maps set one, is wrapped and put back."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = partial(keep, module.forward)  # past Module.__setattr__, which looks for parameters first
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+
+def _keep_input(taken: dict[int, torch.Tensor], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     states: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     taken[EMBEDDING] = states[0]
+    return forward(*args, **kwargs)
 
 
-def _keep_output(taken: dict[int, torch.Tensor], layer: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+def _keep_output(taken: dict[int, torch.Tensor], layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    output = forward(*args, **kwargs)
     states: torch.Tensor = output[0] if isinstance(output, tuple) else output
     taken[layer] = states[0]
+    return output
 
 
 def _decoder_layers(model: Any) -> Sequence[nn.Module]:

@@ -24,8 +24,8 @@ MEMORY = 32
 """Drafts that the estimates remember, about."""
 FIRST_DRAFTS = 16
 """Of a drafter, before its numbers are believed."""
-PRIOR_TOKENS = 4.0
-"""Accepted tokens, as expected, that a correction starts from."""
+PRIOR_TOKENS = 8.0
+"""Accepted tokens, as expected, that a correction starts from: those of two or three drafts, whose luck says little."""
 MOST_CORRECTION = 4.0
 HOPE = 1.0
 """Drafts that an accepted-whole one counts for in what is hoped for."""

@@ -162,41 +162,16 @@ def test_what_sessions_learned_serves_those_that_come_after_them() -> None:
     assert sum(after) <= 1 < sum(before)
 
 
-def test_a_session_may_do_without_hidden_states_only_once_drafts_are_known_not_to_pay() -> None:
+def test_a_session_takes_a_place_at_a_drafter_at_once_unless_nothing_is_to_be_drafted() -> None:
     books = Books(FLAT)
     first = books.session("a")
-    assert books.target.may_draft(first), "nothing is known"
+    assert books.target.will_draft(first), "nothing is known"
     lives(books, first, UNLIKELY, 0, 100, 7.0)
-    second = books.session("b")
-    assert not books.target.may_draft(second)
-    books.target.rest(second)
-    assert books.target.draft_limits(second) == SKIP
-    assert Books(None).target.may_draft(first), "nobody knows what a step costs"
+    assert not books.target.will_draft(books.session("b"))
+    assert not books.target.will_draft(books.session("c", drafter=None))
+    assert Books(None).target.will_draft(first), "nobody knows what a step costs"
     fixed = Books(STEEP, planned=False)
-    assert fixed.target.may_draft(fixed.session("a"))
-
-
-def test_a_session_may_draft_where_only_the_others_make_it_not_pay() -> None:
-    """Rows cost little while there are few of them: alone, four candidates are worth a draft, beside many others nothing is."""
-    books = Books((20.0, 4.0))
-    sessions = [books.session(f"s{number}") for number in range(30)]
-    for count in (1, 30):
-        for depth in (1, 2, 3, 4):
-            books.economy.draft_done("default", count, depth, 2.0 * count)
-    known(books, sessions[0], CandidateTree.chain([1, 2, 3, 4], [0.7, 0.4, 0.2, 0.1]), (3, 2, 1, 0, 0))
-    assert books.decided(sessions[0]).skips
-    assert books.target.may_draft(books.session("new"))
-
-
-def test_now_and_then_a_few_sessions_may_draft_to_find_out() -> None:
-    books = Books(FLAT)
-    session = books.session("a")
-    lives(books, session, UNLIKELY, 0, 100, 7.0)
-    while not books.economy.explorations["default", True].affords(FIRST_ROUNDS / 2):
-        books.plain_steps(session, 1)
-    books.plain_steps(session, 2 * IDLE_DECISION_STEPS + 2000)  # what was seen is old by now
-    others = [books.session(f"s{number}") for number in range(10)]
-    assert sum(books.target.may_draft(other) for other in others) == MOST_EXPLORERS
+    assert fixed.target.will_draft(fixed.session("a"))
 
 
 def off(books: Books, session: Session) -> None:

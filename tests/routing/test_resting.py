@@ -1,4 +1,4 @@
-"""Sessions whose drafter is known not to pay: the target captures nothing for them, no draft place is taken, and the text is the same."""
+"""Sessions whose drafter is known not to pay: no draft place is taken, no hidden states travel, and the text is the same."""
 
 import asyncio
 
@@ -28,15 +28,14 @@ class SlowHouse(House):
         return session
 
 
-async def test_after_the_first_session_has_found_out_the_next_ones_are_plain_to_the_target() -> None:
+async def test_after_the_first_session_has_found_out_hardly_any_takes_a_place_at_the_drafter() -> None:
     house = SlowHouse(draft_s=0.05)
     first = await house.serve("first")
     assert house.opened[0].features == SPEC
     for number in range(9):
         assert (await house.serve(f"s{number}")).drafter == first.drafter, "its rounds still count as that drafter's"
-    features = [message.features for message in house.opened[1:]]
-    assert features.count(SPEC) <= 2, "one or two may try"
-    assert house.drafters.num_acquired == 1 + features.count(SPEC)
+    assert [message.features for message in house.opened] == [SPEC] * 10, "should drafts pay later, they can be had"
+    assert house.drafters.num_acquired <= 3, "one or two may try"
     assert house.drafter.num_drafts <= 8
     await house.loop.stop()
 

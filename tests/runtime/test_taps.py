@@ -30,17 +30,30 @@ def test_taps_are_the_hidden_states_of_transformers(name: str, num_logits: int) 
     assert (taps[-1] - taps[0]).abs().max() > 0.01, "the two differ, so that a mix-up would show"
 
 
-def num_hooks(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+def num_wrapped(model: torch.nn.Module) -> int:
+    return sum("forward" in vars(module) for module in model.modules())
 
 
-def test_no_hook_is_left_behind_also_not_by_a_forward_that_failed() -> None:
+def test_no_layer_stays_wrapped_also_not_after_a_forward_that_failed() -> None:
     model = tiny_qwen3(64, num_hidden_layers=4)
     points = TapPoints(model)
     with pytest.raises(IndexError), points.capture([-1, 0, 2]):
-        assert num_hooks(model) == 3
+        assert num_wrapped(model) == 2, "tap -1 and tap 0 are both sides of the first layer"
         model(torch.tensor([[64]]))
-    assert num_hooks(model) == 0
+    assert num_wrapped(model) == 0
+
+
+@torch.inference_mode()
+def test_a_layer_with_a_forward_of_its_own_as_device_maps_set_one_keeps_it() -> None:
+    model = tiny_qwen3(64, num_hidden_layers=4)
+    layer, calls = model.model.layers[1], []
+    forward = layer.forward
+    layer.forward = own = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
+    with TapPoints(model).capture([0, 1]) as taps:
+        model(torch.tensor([[3]]))
+    assert sorted(taps) == [0, 1]
+    assert len(calls) == 1
+    assert layer.forward is own
 
 
 @pytest.mark.parametrize("layers", [(), (3,), (0, 3), (-2,), (1, 0), (1, 1), (4,), (-5, 2)])

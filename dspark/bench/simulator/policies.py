@@ -36,12 +36,6 @@ class Books(Protocol):
     def leave(self, session: Session) -> None:
         """A session is over."""
 
-    def may_draft(self, session: Session) -> bool:
-        """Asked when an entered session begins whose drafter reads hidden states."""
-
-    def rest(self, session: Session) -> None:
-        """The session will never draft."""
-
     def draft_limits(self, session: Session) -> DraftLimits:
         """How much to draft for a session's coming round."""
 
@@ -100,13 +94,6 @@ class FixedBooks:
 
     def leave(self, session: Session) -> None:
         """Nothing changes."""
-
-    def may_draft(self, session: Session) -> bool:
-        """Always."""
-        return True
-
-    def rest(self, session: Session) -> None:
-        """Never told."""
 
     def draft_limits(self, session: Session) -> DraftLimits:
         """See Books."""

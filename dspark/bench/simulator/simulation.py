@@ -136,8 +136,6 @@ class Simulation:
         target.sessions[session.session_id] = session
         drafter.num_sessions += 1
         target.books.enter(known)
-        if self._setup.plain_first_round and not target.books.may_draft(known):
-            target.books.rest(known)
         self._begin_round(session)
 
     def _close(self, session: SimulatedSession) -> None:

@@ -105,14 +105,6 @@ def test_only_a_few_sessions_explore_at_the_same_time() -> None:
     assert 1 <= max(router.calls[1:]) <= MOST_EXPLORERS
 
 
-def test_sessions_that_come_later_do_without_hidden_states_where_drafts_do_not_pay() -> None:
-    setup = replace(SETUP, plain_first_round=True)
-    _, router = planned(setup, USELESS, output_tokens=50, num_tokens=2000)
-    entered = router.books()
-    entered.enter(newcomer := session("new"))
-    assert not entered.may_draft(newcomer)
-
-
 @pytest.mark.parametrize("table", [GOOD, ChanceTable.of_chain([0.6] * 4)])
 def test_the_books_find_the_gain_that_the_simulation_shows(table: ChanceTable) -> None:
     """Both are speeds over plain decoding; the books remember 100 rounds or so."""

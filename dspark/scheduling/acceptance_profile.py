@@ -24,8 +24,10 @@ MEMORY = 32
 """Drafts that the estimates remember, about."""
 FIRST_DRAFTS = 16
 """Of a drafter, before its numbers are believed."""
-PRIOR_TOKENS = 8.0
-"""Accepted tokens, as expected, that a correction starts from: those of two or three drafts, whose luck says little."""
+PRIOR_TOKENS = 4.0
+"""Accepted tokens, as expected, that a correction leans on."""
+FIRST_PRIOR_TOKENS = 6.0
+"""More of them at the start, which fade like all that was seen: the luck of two or three drafts says little."""
 MOST_CORRECTION = 4.0
 HOPE = 1.0
 """Drafts that an accepted-whole one counts for in what is hoped for."""
@@ -105,8 +107,8 @@ class _Record:
         self.num_skipped = 0
         """Rounds since the last draft."""
         self.seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY
-        self._expected = np.zeros(most.max_depth)  # [D] tokens
-        self._accepted = np.zeros(most.max_depth)  # [D] tokens
+        self._expected = np.full(most.max_depth, FIRST_PRIOR_TOKENS)  # [D]
+        self._accepted = np.full(most.max_depth, FIRST_PRIOR_TOKENS)  # [D]
 
     def corrections(self) -> Floats:  # [D]
         ratio = (self._accepted + PRIOR_TOKENS) / (self._expected + PRIOR_TOKENS)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dspark.config import FEATURE_KINDS, DrafterConfig, ModelSource, TargetConfig
@@ -17,6 +18,7 @@ from dspark.drafting.language_model import BatchDrafter
 from dspark.drafting.lookup import LookupDrafter
 from dspark.drafting.shared_weights import SharedWeights
 from dspark.errors import ConfigError, FingerprintMismatch
+from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
 from dspark.runtime.attention import ATTENTION_NAME, register
 from dspark.runtime.draft_formats import DraftCheckpoint, check_target, read_draft_checkpoint
 from dspark.runtime.fingerprints import model_fingerprint
@@ -24,7 +26,10 @@ from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import FeatureProjection
 from dspark.runtime.weight_layout import lay_out_linears
-from dspark.types import ModelCard
+from dspark.types import ModelCard, SamplingParams, SessionId
+
+WARM_UP_NODES = 2
+"""The first comes from the features, the second from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,17 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
         eagle.vocabulary = eagle.vocabulary.on(projection.fc.weight.device)
         drafter = EagleDrafter(eagle, projection, **cache)
     drafter.follow(calibration)
+    warm_up(drafter, spec.hidden_size)
     return LoadedDrafter(drafter, card)
+
+
+def warm_up(drafter: CachedDrafter[Any], hidden_size: int) -> None:
+    """Have a feature-reading drafter take its cache's memory and run once: the first draft of a session would take as long as a hundred
+    later ones, and a router would believe that this is what it costs."""
+    name, nothing = SessionId("warm-up"), ContextFeatures(0, np.zeros((1, hidden_size), np.uint16), projected=True)
+    drafter.open(SessionOpen(name, (0, 0), SamplingParams(temperature=1.0)))
+    drafter.draft([DraftRequest(name, 2, (), WARM_UP_NODES, WARM_UP_NODES, nothing, 1)])
+    drafter.close(name)
 
 
 def lookup_drafter(config: DrafterConfig) -> LookupDrafter:

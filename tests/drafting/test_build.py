@@ -95,6 +95,14 @@ def test_a_drafters_card_tells_what_it_reads_and_that_ids_mean_what_the_target_s
 
 
 @pytest.mark.parametrize("shape", ["block", "eagle"])
+def test_a_new_drafter_has_the_memory_of_its_cache_before_the_first_session_and_holds_none(shape: str, tmp_path: Path) -> None:
+    drafter = load_drafter(written(tmp_path / "mine", shape), DEMO).drafter
+    assert drafter._cache.num_bytes > 0  # type: ignore[attr-defined]
+    assert drafter.num_sessions == 0
+    assert drafter._pool.num_free == drafter._pool.num_blocks
+
+
+@pytest.mark.parametrize("shape", ["block", "eagle"])
 def test_a_drafter_of_another_target_is_refused(shape: str, tmp_path: Path) -> None:
     config = written(tmp_path / "mine", shape, target_fingerprint="0" * 64)
     with pytest.raises(FingerprintMismatch, match="mine was trained for another target"):

@@ -41,6 +41,7 @@ class PackedLinear(nn.Module):
         self._product = mkldnn._linear_pointwise.default
         self._packed = mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.out_features, self.in_features = weight.shape
         self._least_rows = LEAST_ROWS if weight.numel() >= LEAST_ROWS_FROM else 1
 
     @property
@@ -54,7 +55,7 @@ class PackedLinear(nn.Module):
         missing = self._least_rows - rows.shape[:-1].numel()
         if missing > 0:
             padded = self._multiplied(functional.pad(rows.reshape(-1, rows.shape[-1]), (0, 0, 0, missing)))
-            return padded[:-missing].view(*rows.shape[:-1], -1)
+            return padded[:-missing].view(*rows.shape[:-1], self.out_features)
         return self._multiplied(rows)
 
     def _multiplied(self, rows: torch.Tensor) -> torch.Tensor:

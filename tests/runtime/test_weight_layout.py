@@ -73,7 +73,7 @@ def test_rows_that_do_not_lie_side_by_side_are_multiplied_as_well() -> None:
     assert torch.allclose(linear(rows, PackedLinear(weight)), linear(rows, weight), atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (1, 3), (1, 4), (2, 1), (5,)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (1, 3), (1, 4), (2, 1), (5,)])
 @torch.inference_mode()
 def test_few_rows_of_a_weight_beyond_all_caches_have_company_and_the_same_answers(shape: tuple[int, ...]) -> None:
     weight, bias, rows = torch.randn(LEAST_ROWS_FROM // WIDE, WIDE), torch.randn(LEAST_ROWS_FROM // WIDE), torch.randn(*shape, WIDE)

@@ -138,7 +138,7 @@ class Economy:
         """A session's drafted round against what plain decoding would have made."""
         regime, pace = regime_of(done.session), done.plain_tokens_per_second
         if regime is not None and pace > 0 and done.round_ms > 0:
-            share = 1.0 / max(1, done.num_sessions)
+            share = max(1, done.num_sessions) ** -0.5  # of 64 in one step, all count for eight
             self.paying.round_done(regime, done.committed, done.round_ms, pace, explored=done.explored, share=share)
 
     def round_skipped(self, regime: Regime) -> None:

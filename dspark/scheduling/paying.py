@@ -11,8 +11,8 @@ It loses if the ratio is below OFF_BELOW after MIN_ROUNDS, or sooner where the l
 commits is less than CLEAR_BELOW of what plain decoding would have by more than CLEAR_ERRORS standard errors of their difference. (Rounds
 of one text are alike, so a few of them say less than their number; hence the distance.)
 
-A round is a step of the target with all the sessions that share it: they wait for the same drafts and rows, so sixty-four of them
-say of a step what one does. Rounds of single sessions come with their share in one, and are judged when they make a whole.
+Sessions that share a step wait for the same drafts and rows, so their rounds say more than one session's and less than as many steps:
+they come with a share in a round, and are judged when they make a whole one.
 
 The gap between OFF_BELOW and ON_FROM keeps a drafter at break-even from going on and off. An account belongs to a drafter on one
 kind of text: what pays on greedy text may lose on sampled.
@@ -67,8 +67,8 @@ class Paying:
         """A drafted round: what its sessions committed, how long it lasted, drafting and waiting included, and what the curve
         promises the same sessions without drafting (`Plan.plain_tokens_per_second`). ValueError where a time or speed is not positive.
 
-        `explored`: drafted although a loss was expected; it shows in the ratio, but switches nothing. `share` is the part of the target's
-        sessions that these are.
+        `explored`: drafted although a loss was expected; it shows in the ratio, but switches nothing. `share`: how much of a
+        round it counts for.
         """
         if not (round_ms > 0 and plain_tokens_per_second > 0):
             raise ValueError(f"a round of {round_ms} ms at {plain_tokens_per_second} plain tokens per second cannot be judged")

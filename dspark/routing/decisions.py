@@ -10,7 +10,7 @@ In this order:
 A decision stands for a few steps, for all sessions of a regime.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +44,8 @@ class DraftDecisions:
         self._explored_with: dict[Regime, DraftLimits] = {}
         self._exploring: dict[SessionId, Regime] = {}
         """Sessions whose round in hand does so."""
+        self._try_again: defaultdict[Regime, set[SessionId]] = defaultdict(set)
+        """Of these, the ones that had no draft in time the last time."""
         self._num_steps = 0
         self._waves: dict[Regime, WaveChoice] = {}
         self._gains: dict[Regime, float] = {}
@@ -59,7 +61,8 @@ class DraftDecisions:
 
     def leave(self, session: Session) -> None:
         """A session is over."""
-        if (regime := self._exploring.pop(session.session_id, None)) is not None:
+        if (regime := self._exploring.get(session.session_id)) is not None:
+            self._ended(session.session_id, regime)
             self._to_explore[regime] += 1
         self._forget()
 
@@ -75,6 +78,8 @@ class DraftDecisions:
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
         limits = self._limits_of(regime, costs, num_sessions)
+        if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
+            return self._explored_with[regime]
         if limits.skips and self._to_explore[regime] > 0:
             self._to_explore[regime] -= 1
             self._exploring[session.session_id] = regime
@@ -86,11 +91,20 @@ class DraftDecisions:
         return session_id in self._exploring
 
     def explored(self, session_id: SessionId, *, drafted: bool) -> bool:
-        """The round in hand is over; True if it was one to find out. Where no draft came in time, another one takes its place."""
-        regime = self._exploring.pop(session_id, None)
-        if regime is not None and not drafted:
-            self._to_explore[regime] += 1
-        return regime is not None
+        """The round in hand is over; True if it was one to find out. Where no draft came in time, because the session has no place at the
+        drafter yet, say, it tries again in its next round: another session would have to get a place of its own first."""
+        regime = self._exploring.get(session_id)
+        if regime is None:
+            return False
+        if drafted:
+            self._ended(session_id, regime)
+        else:
+            self._try_again[regime].add(session_id)
+        return True
+
+    def _ended(self, session_id: SessionId, regime: Regime) -> None:
+        del self._exploring[session_id]
+        self._try_again[regime].discard(session_id)
 
     def will_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
         """Whether sessions of its kind draft now, or some of them are to try."""
@@ -120,7 +134,7 @@ class DraftDecisions:
         if not limits.skips and (self._gains[regime] >= CLEAR_GAIN or economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS):
             return limits
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
-        if self._to_explore[regime] <= 0:
+        if self._to_explore[regime] <= 0 and not self._try_again[regime]:
             self._explore(regime, outlook, num_sessions)
         return SKIP
 

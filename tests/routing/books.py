@@ -3,8 +3,7 @@
 import numpy as np
 
 from dspark.config import DrafterConfig
-from dspark.routing.decisions import MOST_EXPLORERS
-from dspark.routing.economy import Economy
+from dspark.routing.economy import Economy, regime_of
 from dspark.routing.target_economy import TargetEconomy, Verified, Waiting
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
@@ -50,10 +49,11 @@ class Books:
         return session
 
     def decided(self, session: Session) -> DraftLimits:
-        """The decision itself, after what is drafted to explore."""
-        for _ in range(MOST_EXPLORERS):
-            self.target.draft_limits(session)
-        return self.target.draft_limits(session)
+        """The decision itself, without what is drafted to explore."""
+        regime = regime_of(session)
+        assert regime is not None
+        self.target.draft_limits(session)
+        return self.target._decisions._limits_of(regime, self.target.costs(), self.target.num_sessions)
 
     def drafts_cost(self, draft_ms: float) -> None:
         for sessions in (1, 2, 3, 4):

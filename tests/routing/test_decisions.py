@@ -141,16 +141,18 @@ def test_sessions_go_in_halves_only_where_they_draft() -> None:
         assert books.target.most_to_fire() == (None if skips else 4)
 
 
-def test_where_no_draft_came_in_time_another_one_explores() -> None:
-    """The first round of a session finds no lease yet: it has learned nothing, and paid nothing."""
-    books = Books(FLAT)
-    session = books.session("a")
+def test_where_no_draft_came_in_time_the_same_session_explores_again() -> None:
+    """The first round of a session finds no lease yet: it has learned nothing, and paid nothing; another session would have none either."""
+    books = Books((10.0, 0.1))
+    sessions = [books.session(f"s{number}") for number in range(8)]
     for _ in range(5):
-        assert not books.target.draft_limits(session).skips
-        assert books.target.explores(session)
-        books.plain_steps(session, 1)
-        assert not books.target.explores(session)
+        assert [not books.target.draft_limits(session).skips for session in sessions] == [True] * MOST_EXPLORERS + [False] * 4
+        for session in sessions:
+            books.plain_steps(session, 1)
+        assert [books.target.explores(session) for session in sessions] == [True] * MOST_EXPLORERS + [False] * 4
     assert books.economy.explorations["default", True].purse_rounds == FIRST_ROUNDS
+    books.step(sessions[0], UNLIKELY, draft_ms=5.0)
+    assert not books.target.explores(sessions[0])
 
 
 def test_what_sessions_learned_serves_those_that_come_after_them() -> None:

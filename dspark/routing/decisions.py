@@ -29,6 +29,8 @@ IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
+MOST_TRIES = 8
+"""Rounds without a draft after which a session's turn to explore goes to another, for good: it may have asked never to draft."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 
@@ -44,8 +46,10 @@ class DraftDecisions:
         self._explored_with: dict[Regime, DraftLimits] = {}
         self._exploring: dict[SessionId, Regime] = {}
         """Sessions whose round in hand does so."""
-        self._try_again: defaultdict[Regime, set[SessionId]] = defaultdict(set)
-        """Of these, the ones that had no draft in time the last time."""
+        self._try_again: defaultdict[Regime, Counter[SessionId]] = defaultdict(Counter)
+        """Of these, the ones that had no draft in time yet, and how often."""
+        self._given_up: set[SessionId] = set()
+        """Sessions that are not asked to explore again."""
         self._num_steps = 0
         self._waves: dict[Regime, WaveChoice] = {}
         self._gains: dict[Regime, float] = {}
@@ -64,6 +68,7 @@ class DraftDecisions:
         if (regime := self._exploring.get(session.session_id)) is not None:
             self._ended(session.session_id, regime)
             self._to_explore[regime] += 1
+        self._given_up.discard(session.session_id)
         self._forget()
 
     def step_done(self, learned: bool) -> None:
@@ -80,7 +85,7 @@ class DraftDecisions:
         limits = self._limits_of(regime, costs, num_sessions)
         if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
             return self._explored_with[regime]
-        if limits.skips and self._to_explore[regime] > 0:
+        if limits.skips and self._to_explore[regime] > 0 and session.session_id not in self._given_up:
             self._to_explore[regime] -= 1
             self._exploring[session.session_id] = regime
             return self._explored_with[regime]
@@ -99,12 +104,16 @@ class DraftDecisions:
         if drafted:
             self._ended(session_id, regime)
         else:
-            self._try_again[regime].add(session_id)
+            self._try_again[regime][session_id] += 1
+            if self._try_again[regime][session_id] >= MOST_TRIES:
+                self._ended(session_id, regime)
+                self._to_explore[regime] += 1
+                self._given_up.add(session_id)
         return True
 
     def _ended(self, session_id: SessionId, regime: Regime) -> None:
         del self._exploring[session_id]
-        self._try_again[regime].discard(session_id)
+        self._try_again[regime].pop(session_id, None)
 
     def will_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
         """Whether sessions of its kind draft now, or some of them are to try."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.routing.decisions import DECISION_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS
+from dspark.routing.decisions import DECISION_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS, MOST_TRIES
 from dspark.routing.economy import DraftedRound
 from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, InFlight
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
@@ -153,6 +153,18 @@ def test_where_no_draft_came_in_time_the_same_session_explores_again() -> None:
     assert books.economy.explorations["default", True].purse_rounds == FIRST_ROUNDS
     books.step(sessions[0], UNLIKELY, draft_ms=5.0)
     assert not books.target.explores(sessions[0])
+
+
+def test_a_session_that_never_drafts_hands_its_turn_to_explore_on() -> None:
+    books = Books((10.0, 0.1))
+    sessions = [books.session(f"s{number}") for number in range(8)]
+    turns = []
+    for _ in range(MOST_TRIES + 1):
+        turns.append([not books.target.draft_limits(session).skips for session in sessions])
+        for session in sessions:
+            books.plain_steps(session, 1)
+    assert turns[MOST_TRIES - 1] == [True] * MOST_EXPLORERS + [False] * 4
+    assert turns[MOST_TRIES] == [False] * 4 + [True] * MOST_EXPLORERS
 
 
 def test_what_sessions_learned_serves_those_that_come_after_them() -> None:

@@ -55,8 +55,6 @@ class DraftOutlook:
     """Of the target; its own draft_ms is not read."""
     most: DraftLimits
     """What the configuration allows: depth D, N nodes."""
-    explore: bool = False
-    """This round is to find out what drafting in full would bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +68,6 @@ class DraftChoice:
     """Tokens committed by a session in the round."""
     gain: float
     """Rate over that of a plain round of the same sessions."""
-
-
-def plan_drafts(outlook: DraftOutlook) -> DraftLimits:
-    """Limits for every session of the round; SKIP where plain decoding is expected to be as fast."""
-    return outlook.most if outlook.explore else best_draft(outlook).limits
 
 
 def best_draft(outlook: DraftOutlook) -> DraftChoice:

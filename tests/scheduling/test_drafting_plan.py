@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspark.scheduling.costs import Floats, RoundCosts
-from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates, plan_drafts
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates
 
 MOST = DraftLimits(4, 3, 8)
 
@@ -17,48 +17,44 @@ def chain_gains(survivals: list[float], num_nodes: int) -> Floats:  # [D + 1, N 
 
 
 def outlook(
-    survivals: list[float], draft_ms: list[float], *, sessions: int = 1, row_ms: float = 0.0, explore: bool = False, max_rows: int = 64
+    survivals: list[float], draft_ms: list[float], *, sessions: int = 1, row_ms: float = 0.0, max_rows: int = 64
 ) -> DraftOutlook:
     costs = RoundCosts(10 + row_ms * np.arange(max_rows + 1.0), fixed_ms=1.0)
-    return DraftOutlook(sessions, chain_gains(survivals, MOST.max_nodes), np.asarray(draft_ms), costs, MOST, explore)
+    return DraftOutlook(sessions, chain_gains(survivals, MOST.max_nodes), np.asarray(draft_ms), costs, MOST)
 
 
 def test_free_drafts_are_made_in_full_depth() -> None:
-    assert plan_drafts(outlook([0.9] * 4, [0.0] * 5)).max_depth == 4
+    assert best_draft(outlook([0.9] * 4, [0.0] * 5)).limits.max_depth == 4
 
 
 def test_a_drafter_that_costs_more_than_it_brings_is_skipped() -> None:
-    assert plan_drafts(outlook([0.2] * 4, [0.0, 5, 6, 7, 8])) == SKIP
-    assert plan_drafts(outlook([0.0] * 4, [0.0] * 5)) == SKIP
+    assert best_draft(outlook([0.2] * 4, [0.0, 5, 6, 7, 8])).limits == SKIP
+    assert best_draft(outlook([0.0] * 4, [0.0] * 5)).limits == SKIP
     assert SKIP.skips
     assert not MOST.skips
 
 
 def test_depth_stops_where_a_further_position_costs_more_than_it_brings() -> None:
     """The fourth position is worth 0.1 tokens and costs 3 ms of a round of 17."""
-    chosen = plan_drafts(outlook([0.9, 0.9, 0.9, 0.1], [0.0, 1, 2, 3, 9]))
+    chosen = best_draft(outlook([0.9, 0.9, 0.9, 0.1], [0.0, 1, 2, 3, 9])).limits
     assert chosen.max_depth == 3
 
 
 def test_keeping_a_drafter_fresh_counts_for_neither_side() -> None:
-    assert plan_drafts(outlook([0.2] * 4, [4.0] * 5)).max_depth > 0
-    assert plan_drafts(outlook([0.2] * 4, [0.0, 4, 4, 4, 4])) == SKIP
+    assert best_draft(outlook([0.2] * 4, [4.0] * 5)).limits.max_depth > 0
+    assert best_draft(outlook([0.2] * 4, [0.0, 4, 4, 4, 4])).limits == SKIP
 
 
 def test_what_will_not_be_verified_is_not_drafted() -> None:
     """At high load rows cost; the later candidates would be drafted for nothing."""
-    quiet = plan_drafts(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5))
-    busy = plan_drafts(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5, sessions=16, max_rows=512))
+    quiet = best_draft(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5)).limits
+    busy = best_draft(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5, sessions=16, max_rows=512)).limits
     assert quiet.max_nodes > busy.max_nodes > 0
 
 
 @pytest.mark.parametrize("sessions", [64, 65, 100])
 def test_no_rows_left_for_candidates_means_no_draft(sessions: int) -> None:
-    assert plan_drafts(outlook([0.9] * 4, [0.0] * 5, sessions=sessions)) == SKIP
-
-
-def test_a_round_to_explore_is_drafted_in_full() -> None:
-    assert plan_drafts(outlook([0.0] * 4, [9.0] * 5, explore=True)) == MOST
+    assert best_draft(outlook([0.9] * 4, [0.0] * 5, sessions=sessions)).limits == SKIP
 
 
 def test_rates_are_tokens_over_time_and_between_whole_candidates_interpolated() -> None:
@@ -77,7 +73,7 @@ def test_the_chosen_depth_is_never_slower_than_plain_and_limits_hold(seed: int) 
     gains = chain_gains(draw.random(4).tolist(), MOST.max_nodes)
     draft_ms = np.concatenate([[0.0], np.cumsum(draw.random(4) * 3)])
     o = DraftOutlook(int(draw.integers(1, 20)), gains, draft_ms, RoundCosts(steps, 1.0), MOST)
-    chosen, rates = plan_drafts(o), expected_rates(o)
+    chosen, rates = best_draft(o).limits, expected_rates(o)
     assert 0 <= chosen.max_depth <= 4
     assert chosen.max_depth <= chosen.max_nodes <= 8
     assert chosen.max_width <= 3
@@ -88,7 +84,7 @@ def test_the_chosen_depth_is_never_slower_than_plain_and_limits_hold(seed: int) 
 def test_the_best_draft_tells_what_it_is_expected_to_bring() -> None:
     o = outlook([0.9, 0.9, 0.9, 0.1], [0.0, 1, 2, 3, 9])
     choice = best_draft(o)
-    assert choice.limits == plan_drafts(o)
+    assert choice.limits.max_depth == 3
     assert choice.tau == pytest.approx(1.0 + o.gains[choice.limits.max_depth, round(choice.nodes_per_session)])
     skipped = best_draft(outlook([0.0] * 4, [0.0, 5, 6, 7, 8]))
     assert (skipped.limits, skipped.nodes_per_session, skipped.tau, skipped.gain) == (SKIP, 0.0, 1.0, 1.0)

@@ -108,7 +108,9 @@ def test_leaving_a_stream_frees_everything_over_http(cluster: Cluster) -> None:
         connection.sendall(head.encode() + body)
         received = b""
         while b"data:" not in received:
-            received += connection.recv(4096)
+            piece = connection.recv(4096)
+            assert piece, f"the server hung up after {received!r}"
+            received += piece
     assert received.startswith(b"HTTP/1.1 200 ")
     wait_until_idle(cluster)
     assert [cluster.metric(name) for name in ("sessions", "leases", "kv_blocks_used")] == [0, 0, 0]

@@ -109,12 +109,10 @@ class LoadMeter(SilentObserver):
         self._steps_since_rest += 1
         if self._is_open:
             self._count_step(report)
-        if self._resting or self.closed.is_set():
-            return
-        if not self._is_open and self._is_settled:
-            self._open()
-        elif self._patience.over or (self._is_open and self._plan.is_over(*self._progress)):
-            self._close()
+        if not (self._resting or self.closed.is_set()):
+            self._open_or_close()
+        if self._is_open:
+            self.window.rows += report.batch_rows  # the rounds of a step are told of after it: with the one that closes, they are left out
 
     def drafted(self, requests: Sequence[DraftRequest], report: DraftReport) -> None:
         """The drafter answered."""
@@ -125,6 +123,12 @@ class LoadMeter(SilentObserver):
         if depths and not report.failures:
             self.window.draft_calls += 1
             self.window.draft_samples.append((len(depths), max(depths), report.draft_ms))
+
+    def _open_or_close(self) -> None:
+        if not self._is_open and self._is_settled:
+            self._open()
+        elif self._patience.over or (self._is_open and self._plan.is_over(*self._progress)):
+            self._close()
 
     @property
     def _is_settled(self) -> bool:
@@ -157,7 +161,6 @@ class LoadMeter(SilentObserver):
 
     def _count_step(self, report: StepReport) -> None:
         self.window.steps += 1
-        self.window.rows += report.batch_rows
         self.window.verify_ms += report.verify_ms
         if report.results:
             cached = sum(result.base_length for result in report.results)

@@ -93,6 +93,8 @@ class LoadSystem:
     plan: LoadPlan
     probe_ms: Callable[[], float]
     """Times one and the same forward of the target."""
+    speculate: bool
+    """False: its requests ask for no drafts."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _clients: ClosedLoop | None = None
 
@@ -118,7 +120,7 @@ class LoadSystem:
     async def _turn(self, num_clients: int) -> Window:
         if self._clients is None:
             await self.engine.start()
-            self._clients = ClosedLoop(self.engine, self.meter, self.prompts, self.plan, speculate=self.name not in (PLAIN, PLAIN_AGAIN))
+            self._clients = ClosedLoop(self.engine, self.meter, self.prompts, self.plan, self.speculate)
         return await self._clients.turn(num_clients)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -143,8 +145,8 @@ class Workbench:
     def system(self, name: str, limits: DraftLimits | None = None, on_verdict: OnVerdict | None = None) -> LoadSystem:
         """A system by its name. `limits` instead of those that the name says; `on_verdict` is told of every tree."""
         limits = limits or limits_of(name)
-        config, backend = self.config, self._base
-        if limits.max_depth > 0:
+        config, backend, speculate = self.config, self._base, not limits.skips
+        if speculate:
             # Drafter and target share one thread: nothing hides anything.
             scheduling = SchedulingConfig(mode="planned" if name == PLANNED else "fixed", overlap=0.0)
             config = config.model_copy(update={"drafter": self._limited(limits), "scheduling": scheduling})
@@ -153,7 +155,8 @@ class Workbench:
             backend = backend.with_drafter(config.drafter)  # a target's steps serve one engine
         meter = LoadMeter(self._plan, self._patience)
         metered = MeteredBackend(backend, on_drafts=meter.drafted, on_verdict=on_verdict)
-        return LoadSystem(name, Engine(metered, self._codec, config, meter), meter, metered, self.prompts, self._plan, self._probe_ms)
+        engine = Engine(metered, self._codec, config, meter)
+        return LoadSystem(name, engine, meter, metered, self.prompts, self._plan, self._probe_ms, speculate)
 
     def _probe_ms(self) -> float:
         """Between turns only, when nobody runs the model."""

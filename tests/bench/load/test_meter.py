@@ -9,6 +9,8 @@ from dspark.session import Session, TokenChunk
 from dspark.types import FinishReason, SamplingParams, SessionId, StopRules
 
 STEP_S = 0.5
+ROWS = 4
+"""Of a session in a step: its anchor and three candidates."""
 
 
 class Bench:
@@ -28,7 +30,7 @@ class Bench:
     def step(self, tokens: int = 2, read: bool = True, finish: FinishReason | None = None) -> None:
         self.now_s += STEP_S
         results = tuple(VerifyResult(session.session_id, 0, 50, (), (1,)) for session in self.sessions)
-        self.meter.step_done(StepReport(results, verify_ms=100.0, batch_rows=8))
+        self.meter.step_done(StepReport(results, verify_ms=100.0, batch_rows=ROWS * len(self.sessions)))
         for session in self.sessions:
             self.meter.round_done(session, TokenChunk((7,) * tokens, finish, 4, 3, 1), STEP_S * 1e3)
             if read:
@@ -55,6 +57,19 @@ def test_a_window_holds_whole_steps_after_the_first_ones() -> None:
     assert window.step_samples[0] == (8, 2, 100, 100.0)
     bench.step()
     assert window.tokens == 16.0, "what comes later does not count"
+
+
+def test_rows_and_rounds_are_of_the_same_steps() -> None:
+    """Else a session more in the step that closes the window than in the one that opened it would be taken for a prompt's row."""
+    bench = Bench(LoadPlan(seconds=2.0), 2)
+    both = bench.sessions
+    while not bench.meter.closed.is_set():
+        alone = bench.meter.window.rounds == 0
+        bench.sessions = both[:1] if alone and bench.meter.tokens_of(1) else both
+        bench.step()
+    assert bench.meter.window.rounds == 7, "the first step was of one session"
+    assert bench.meter.window.rows == 28
+    assert bench.meter.window.prompt_rows == 0
 
 
 def test_the_window_waits_until_every_client_has_had_a_first_round() -> None:

@@ -89,12 +89,6 @@ class CandidateTree:
         origins = None if self.origins is None else self.origins[kept]
         return CandidateTree(self.token_ids[kept], np.asarray(parents, np.int32), self.scores[kept], origins)
 
-    def with_scores(self, scores: FloatArray) -> "CandidateTree":
-        """The same nodes with other scores [N]. Depths are handed on: finding them takes longer than all else here."""
-        tree = CandidateTree(self.token_ids, self.parents, scores, self.origins)
-        tree.__dict__["depths"] = self.depths  # where cached_property keeps it
-        return tree
-
     @staticmethod
     def merged(trees: Sequence["CandidateTree"]) -> "CandidateTree":
         """One tree of all their paths. A node that several propose has the best of their scores: more would count one chance twice.

@@ -65,16 +65,6 @@ def test_selecting_everything_gives_the_tree_itself() -> None:
     assert TREE.select([0, 1, 2, 3, 4]) is TREE
 
 
-def test_other_scores_leave_the_nodes_their_origins_and_their_depths() -> None:
-    tree = replace(TREE, origins=ORIGINS)
-    scores = np.full(5, 0.25, np.float32)
-    other = tree.with_scores(scores)
-    assert other.scores is scores
-    assert (other.token_ids, other.parents, other.origins) == (tree.token_ids, tree.parents, ORIGINS)
-    assert other.depths is tree.depths
-    assert TREE.with_scores(scores).origins is None
-
-
 def test_a_selection_keeps_the_origins_of_its_nodes() -> None:
     assert origins_of([replace(TREE, origins=ORIGINS).select([0, 2, 4])]) == [[0, 0, 1]]
     assert TREE.select([0, 2]).origins is None

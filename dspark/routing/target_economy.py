@@ -17,13 +17,13 @@ from dspark.scheduling.correction import origins_of
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import DraftLimits
-from dspark.scheduling.forest import SessionNeed
+from dspark.scheduling.forest import Forest, SessionNeed
 from dspark.scheduling.online_curve import OnlineCurve
 from dspark.scheduling.planner import Plan, plan
 from dspark.scheduling.tree_batch import TreeBatch
 from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, should_wait
 from dspark.session import Session
-from dspark.tree import CandidateTree
+from dspark.tree import CandidateTree, FloatArray
 from dspark.types import SessionId
 
 MAX_OBSERVED = 8
@@ -145,20 +145,17 @@ class TargetEconomy:
         """Which candidates go to the target in the step that is about to begin."""
         if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
             return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
-        trees = self._corrected(waiting)
-        needs = {w.session.session_id: _need(w.session, tree) for w, tree in zip(waiting, trees, strict=True)}
-        if not self._economy.planned:
-            return plan(needs, self._max_rows)
-        return plan(needs, self._max_rows, self.costs(self._draft_ms(waiting)))
+        forest = Forest.of({w.session.session_id: _need(w.session, w.tree) for w in waiting}, self._corrected_scores(waiting))
+        return plan(forest, self._max_rows, self.costs(self._draft_ms(waiting, forest.depth)) if self._economy.planned else None)
 
-    def _draft_ms(self, waiting: Sequence[Waiting]) -> float:
+    def _draft_ms(self, waiting: Sequence[Waiting], depth: int) -> float:
         """What the drafts of this step cost: expected, since how long each session waited for its own is mostly the step before."""
         drafted = [w for w in waiting if len(w.tree)]
         name = drafted[0].session.drafter
         expected = None if name is None else self._economy.draft_ms(name, len(drafted))
         if expected is None:
             return float(np.mean([w.draft_ms for w in drafted]))
-        return float(expected[min(len(expected) - 1, max(int(w.tree.depths.max()) for w in drafted))])
+        return float(expected[min(len(expected) - 1, depth)])
 
     def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
         """What a step takes in which all sessions decode plainly but `num_reading`, of whose prompts it has so many rows; 0: not known."""
@@ -301,17 +298,12 @@ class TargetEconomy:
         regime = regime_of(verified.session)
         return regime is not None and self._economy.profiles[regime[0]].num_drafts(*regime) < FIRST_DRAFTS
 
-    def _corrected(self, waiting: Sequence[Waiting]) -> list[CandidateTree]:
-        """The trees with scores as verdicts have corrected them."""
-        drafted = [w for w in waiting if len(w.tree) and w.session.drafter is not None]
-        if not drafted:
-            return [w.tree for w in waiting]
+    def _corrected_scores(self, waiting: Sequence[Waiting]) -> FloatArray:  # [n] of all trees, one after the other
+        """As verdicts have corrected them."""
+        drafted = [w for w in waiting if len(w.tree)]
         trees = [w.tree for w in drafted]
-        batch = TreeBatch.of(trees)
         names, greedy = _regimes([w.session for w in drafted])
-        scores = batch.split(self._economy.corrector.corrected_batch(batch, names, greedy, origins_of(trees)))
-        made = {id(w): w.tree.with_scores(own) for w, own in zip(drafted, scores, strict=True)}
-        return [made.get(id(w), w.tree) for w in waiting]
+        return self._economy.corrector.corrected_batch(TreeBatch.of(trees), names, greedy, origins_of(trees))
 
     def _learn(self, verified: Sequence[Verified]) -> None:
         drafted = [v for v in verified if len(v.drafted)]

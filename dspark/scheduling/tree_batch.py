@@ -106,11 +106,6 @@ class TreeBatch:
         mask[[start + node for start, nodes in zip(starts, accepted_nodes, strict=True) for node in nodes]] = True
         return mask
 
-    def split(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Values [n], tree by tree."""
-        stops = np.cumsum(self.sizes).tolist()
-        return [values[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-
     @cached_property
     def _jumps(self) -> list[Ints]:
         """[n + 1] ancestors 1, 2, 4, ... steps up, as long as any is a node."""

@@ -48,10 +48,9 @@ def test_lying_scores_become_chances_all_the_same() -> None:
     assert TreeBatch.of([CandidateTree(np.arange(6, dtype=np.int32), parents, scores)]).conditional.tolist() == [0, 0, 0.5, 1, 1, 0]
 
 
-def test_accepted_nodes_are_marked_in_their_own_tree_and_values_come_back_tree_by_tree() -> None:
+def test_accepted_nodes_are_marked_in_their_own_tree() -> None:
     batch = TreeBatch.of([CandidateTree.chain([5, 6]), CandidateTree.empty(), CandidateTree.chain([7, 8, 9])])
     assert batch.accepted_mask([[0], [], [0, 1]]).tolist() == [True, False, True, True, False]
-    assert [part.tolist() for part in batch.split(np.arange(5, dtype=np.float32))] == [[0, 1], [], [2, 3, 4]]
     assert batch.owners.tolist() == [0, 0, 2, 2, 2]
 
 
@@ -60,4 +59,3 @@ def test_no_nodes_are_legal(trees: list[CandidateTree]) -> None:
     batch = TreeBatch.of(trees)
     for values in (batch.depths, batch.ranks, batch.conditional, batch.survival(batch.conditional)):
         assert values.shape == (0,)
-    assert len(batch.split(np.empty(0, np.float32))) == len(trees)

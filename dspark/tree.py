@@ -64,6 +64,13 @@ class CandidateTree:
             depths[node] = 1 if parent == ANCHOR else depths[parent] + 1
         return depths
 
+    @property
+    def chances(self) -> FloatArray:
+        """[N] of each node given its parent: its score over the parent's, 1 where it claims more, 0 where the parent has none."""
+        above = np.append(self.scores, np.float32(1))[self.parents]  # ANCHOR is the last
+        ratios = np.divide(self.scores, above, out=np.zeros_like(self.scores), where=above > 0)
+        return np.asarray(np.fmin(ratios, np.float32(1)), np.float32)
+
     @cached_property
     def is_chain(self) -> bool:
         """True if every node is the child of the one before it."""
@@ -91,7 +98,8 @@ class CandidateTree:
 
     @staticmethod
     def merged(trees: Sequence["CandidateTree"]) -> "CandidateTree":
-        """One tree of all their paths. A node that several propose has the best of their scores: more would count one chance twice.
+        """One tree of all their paths. Of a node's chance given its parent, the best of what its proposers say is taken: more would
+        count one chance twice. Its score is the product along its path, since who proposed the parent tells nothing of the child.
 
         Its origin is the set of trees that propose it, tree i as bit i, less one: 0 for the first alone, 1 the second, 2 both.
         Two drafters that agree are right more often than the better score says, so they are a case of its own. At most eight trees.
@@ -100,19 +108,22 @@ class CandidateTree:
         if len(trees) == 1:
             return trees[0]
         places: dict[tuple[int, int], int] = {}  # (parent, token) in the merged tree -> node
-        scores: list[float] = []
+        chances: list[float] = []
         proposers: list[int] = []  # bits
         for number, tree in enumerate(trees):
             own: list[int] = []  # node of this tree -> node of the merged tree
-            for token, parent, score in zip(tree.token_ids.tolist(), tree.parents.tolist(), tree.scores.tolist(), strict=True):
+            for token, parent, chance in zip(tree.token_ids.tolist(), tree.parents.tolist(), tree.chances.tolist(), strict=True):
                 key = (ANCHOR if parent == ANCHOR else own[parent], token)
                 node = places.setdefault(key, len(places))
-                if node == len(scores):
-                    scores.append(score)
+                if node == len(chances):
+                    chances.append(chance)
                     proposers.append(0)
-                scores[node] = max(scores[node], score)
+                chances[node] = max(chances[node], chance)
                 proposers[node] |= 1 << number
                 own.append(node)
+        scores: list[float] = []
+        for (parent, _), chance in zip(places, chances, strict=True):  # a parent stands before its children
+            scores.append(chance * (1.0 if parent == ANCHOR else scores[parent]))
         parents, tokens = (np.asarray([key[part] for key in places], np.int32) for part in (0, 1))
         origins = np.asarray(proposers, np.uint8) - np.uint8(1)
         return CandidateTree(tokens, parents, np.asarray(scores, np.float32), origins if origins.any() else None)

@@ -1,5 +1,6 @@
 """CandidateTree: its arrays, its selections, and what `check` refuses."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -110,7 +111,7 @@ def paths_of(tree: CandidateTree) -> dict[tuple[int, ...], float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_merged_tree_has_the_paths_of_all_with_the_best_of_their_scores(seed: int) -> None:
+def test_a_merged_tree_has_the_paths_of_all_and_at_every_node_the_best_chance_given_its_parent(seed: int) -> None:
     draw = random.Random(seed)
     trees = []
     for _ in range(3):
@@ -120,17 +121,20 @@ def test_a_merged_tree_has_the_paths_of_all_with_the_best_of_their_scores(seed: 
         for node, parent in enumerate(parents):  # siblings differ
             taken = {tokens[other] for other in range(node) if parents[other] == parent}
             tokens.append(draw.choice([token for token in range(12) if token not in taken]))
-        scores = [draw.random() for _ in range(size)]
+        scores = [draw.choice([0.0, draw.random()]) for _ in range(size)]  # some claim more than their parents, or nothing
         trees.append(CandidateTree(np.asarray(tokens, np.int32), np.asarray(parents, np.int32), np.asarray(scores, np.float32)))
-    expected: dict[tuple[int, ...], float] = {}
+    chances: dict[tuple[int, ...], float] = {}
     proposers: dict[tuple[int, ...], int] = {}
     for number, tree in enumerate(trees):
-        for path, score in paths_of(tree).items():
-            expected[path] = max(expected.get(path, 0.0), score)
+        own = paths_of(tree)
+        for path, score in own.items():
+            above = own.get(path[:-1], 1.0)
+            chances[path] = max(chances.get(path, 0.0), min(1.0, score / above) if above else 0.0)
             proposers[path] = proposers.get(path, 0) + 2**number
     merged = CandidateTree.merged(trees)
     merged.check(12, 64)
-    assert paths_of(merged) == expected
+    expected = {path: math.prod(chances[path[:length]] for length in range(1, len(path) + 1)) for path in chances}
+    assert paths_of(merged) == pytest.approx(expected)
     assert len(merged) == len(expected)
     assert {path: origin + 1 for path, origin in origins_by_path(merged).items()} == proposers
 
@@ -144,6 +148,12 @@ def origins_by_path(tree: CandidateTree) -> dict[tuple[int, ...], int]:
 def test_what_two_trees_agree_on_is_an_origin_of_its_own() -> None:
     merged = CandidateTree.merged([CandidateTree.chain([5, 6], [0.5, 0.25]), CandidateTree.chain([5, 7], [0.5, 0.5])])
     assert origins_by_path(merged) == {(5,): 2, (5, 6): 0, (5, 7): 1}
+
+
+def test_what_one_tree_says_of_a_child_holds_below_a_parent_that_another_is_surer_of() -> None:
+    """The block is right about "6" in half of the cases where it is right about "5"; lookup has seen "5" often."""
+    merged = CandidateTree.merged([CandidateTree.chain([5, 6], [0.4, 0.2]), CandidateTree.chain([5, 7], [0.8, 0.6])])
+    assert paths_of(merged) == pytest.approx({(5,): 0.8, (5, 6): 0.4, (5, 7): 0.6})
 
 
 def test_a_merged_tree_whose_nodes_are_all_the_first_trees_needs_no_origins() -> None:

@@ -45,7 +45,7 @@ OTHER = CandidateTree.chain([5, 8], [0.4, 0.3])
 async def test_both_trees_become_one_and_the_likeliest_candidates_are_kept() -> None:
     tree = await MergedDrafts(OneTree(CHAIN), OneTree(OTHER)).propose(DraftLimits(3, 2, 3))
     paths = {tuple(tree.token_ids[tree.path(node)].tolist()): float(tree.scores[node]) for node in range(len(tree))}
-    assert paths == pytest.approx({(5,): 0.9, (5, 6): 0.5, (5, 8): 0.3})
+    assert paths == pytest.approx({(5,): 0.9, (5, 6): 0.5, (5, 8): 0.675}), "below the 0.9 that the other is sure of"
 
 
 async def test_the_candidates_that_are_proposed_keep_who_proposed_them() -> None:

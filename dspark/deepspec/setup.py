@@ -84,6 +84,9 @@ def build_trainee(recipe: Recipe, features: OnlineFeatures, spec: DraftSpec | No
         elif recipe.drafter.start == "target":
             start_block(model, features.model)
         return BlockTrainee(model, weights)
+    if start is not None and start.spec.draft_vocab_size != spec.draft_vocab_size:
+        sizes = f"{start.spec.draft_vocab_size} tokens, not from {spec.draft_vocab_size}"
+        raise ConfigError(f"{recipe.init_from} drafts from {sizes}", "drafter.draft_vocab_size")
     vocabulary = _vocabulary(spec, samples)
     if start is not None and "d2t" in start.tensors:
         vocabulary = DraftVocabulary.from_offsets(start.tensors["d2t"], spec.vocab_size)

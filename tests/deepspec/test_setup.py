@@ -80,6 +80,18 @@ def test_another_drafter_than_the_recipes_is_refused_as_a_start(target: Path, sa
         trainer_of(recipe)
 
 
+def test_a_start_that_drafts_from_another_vocabulary_is_refused_at_once(target: Path, samples: Path, tmp_path: Path) -> None:
+    """Not when the first checkpoint is written, an hour later."""
+    reduced = tiny_recipe(target, samples, "eagle3", {"draft_vocab_size": 30})
+    trainer_of(reduced).trainee.save(tmp_path / "drafter", torch.float32)
+    trainer_of(reduced.model_copy(update={"init_from": str(tmp_path / "drafter")}))
+    for other in ({}, {"draft_vocab_size": 20}):
+        recipe = tiny_recipe(target, samples, "eagle3", other).model_copy(update={"init_from": str(tmp_path / "drafter")})
+        with pytest.raises(ConfigError, match="drafts from 30 tokens") as caught:
+            trainer_of(recipe)
+        assert caught.value.field == "drafter.draft_vocab_size"
+
+
 def test_layers_start_as_the_targets_own(target: Path, samples: Path) -> None:
     recipe = tiny_recipe(target, samples, drafter={"start": "target", "num_layers": 2})
     features = OnlineFeatures(target, (0, 1), "cpu")

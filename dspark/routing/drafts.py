@@ -41,8 +41,9 @@ class DraftSource(Protocol):
         """For the VerifyRequest of the round that `propose` began."""
 
     @property
-    def answered(self) -> bool:
-        """True if the last `propose` asked a drafter and had its answer in time, were it an empty one."""
+    def answered_to(self) -> DraftLimits:
+        """What the last `propose` asked of a drafter and had answered in time, were it by an empty tree: as much of the limits as the
+        request, what is left of its answer and the configuration leave. SKIP where nobody was asked, or no answer came."""
 
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
@@ -59,7 +60,7 @@ class NoDrafts:
 
     features: FeatureSpec | None = None
     features_from = NO_FEATURES
-    answered = False
+    answered_to = SKIP
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -108,7 +109,7 @@ class LeasedDrafts:
         """See DraftSource."""
         self.features_from = NO_FEATURES
         """See DraftSource."""
-        self.answered = False
+        self.answered_to = SKIP
         """See DraftSource."""
         self._idle_rounds = 0
         """Rounds in a row for which nothing was to be drafted."""
@@ -122,7 +123,7 @@ class LeasedDrafts:
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""
         self._limits_now = self._within(limits)
-        self.answered = False
+        self.answered_to = SKIP
         tree = await self._candidates(self._limits_now)
         self.features_from = self._wanted_features()
         return tree
@@ -219,7 +220,7 @@ class LeasedDrafts:
             if len(tree) and tree.depths.max() > limits.max_depth:
                 raise InvalidMessage(f"the tree is deeper than the {limits.max_depth} levels asked for", "tree.parents")
             self._num_late = 0
-            self.answered = True
+            self.answered_to = limits
             return tree
         except TimeoutError:
             self._observer.draft_lost("late")

@@ -30,8 +30,8 @@ class Proposer(Protocol):
     """Where a session's candidates come from; drafts.py has them."""
 
     @property
-    def answered(self) -> bool:
-        """True if the last `propose` asked a drafter and had its answer in time, were it an empty one."""
+    def answered_to(self) -> DraftLimits:
+        """See DraftSource."""
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """Candidates within the limits; an empty tree if there are none in time."""
@@ -131,7 +131,7 @@ class VerifyLane:
         finally:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
-        return Drafted(tree, limits if drafts.answered else SKIP, draft_ms, started)
+        return Drafted(tree, drafts.answered_to, draft_ms, started)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.

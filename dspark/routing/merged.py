@@ -32,9 +32,9 @@ class MergedDrafts:
         return self._main.features_from
 
     @property
-    def answered(self) -> bool:
+    def answered_to(self) -> DraftLimits:
         """See DraftSource: without the main drafter's answer this is not what the two of them are worth."""
-        return self._main.answered
+        return self._main.answered_to
 
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""

@@ -10,7 +10,7 @@ from dspark.fakes import FakeDrafter, FakeLease, FakePool, LyingDrafter, ToyLaw
 from dspark.messages import DraftReport, DraftRequest
 from dspark.routing.draft_lanes import DraftLanes
 from dspark.routing.drafts import IDLE_ROUNDS, LeasedDrafts, NoDrafts
-from dspark.scheduling.drafting_plan import SKIP
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from dspark.types import SamplingParams, SessionId
@@ -331,11 +331,22 @@ async def test_a_session_that_drafts_nothing_for_long_gives_its_lease_back_and_t
 
 async def test_only_an_answer_in_time_counts_as_one(desk: Desk) -> None:
     await desk.propose()
-    assert not desk.drafts.answered, "there was no lease"
+    assert desk.drafts.answered_to.skips, "there was no lease"
     assert await desk.speculating()
-    assert desk.drafts.answered
+    assert not desk.drafts.answered_to.skips
     await desk.drafts.propose(SKIP)
-    assert not desk.drafts.answered, "nobody was asked"
+    assert desk.drafts.answered_to.skips, "nobody was asked"
     desk.drafter.delay_s = 0.2
     await desk.propose()
-    assert not desk.drafts.answered
+    assert desk.drafts.answered_to.skips
+
+
+async def test_what_is_answered_to_is_what_request_and_answers_end_leave_of_the_limits(desk: Desk) -> None:
+    """A draft cut short by them says nothing of how good deeper ones are."""
+    await desk.speculating()
+    desk.session.max_nodes = 2
+    await desk.drafts.propose(DraftLimits(3, 2, 4))
+    assert desk.drafts.answered_to.max_nodes == 2
+    desk.commit(*[4] * (desk.session.tokens_left - 2))
+    await desk.drafts.propose(DraftLimits(3, 2, 4))
+    assert desk.drafts.answered_to.max_depth == 1

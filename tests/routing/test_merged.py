@@ -18,7 +18,7 @@ class OneTree:
 
     features: FeatureSpec | None = None
     features_from = -1
-    answered = True
+    answered_to = DraftLimits(3, 2, 3)
 
     def __init__(self, tree: CandidateTree, fault: Exception | None = None) -> None:
         self.tree = tree

@@ -13,7 +13,7 @@ from dspark.routing.economy import Economy
 from dspark.routing.lanes import Verdict, VerifyLane
 from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.curve import ThroughputCurve
-from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.parts import DRAFTER, CountingObserver
@@ -28,10 +28,11 @@ class LateDrafts:
 
     def __init__(self) -> None:
         self.arrives = asyncio.Event()
-        self.answered = True
+        self.answered_to = SKIP
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         await self.arrives.wait()
+        self.answered_to = limits
         return CandidateTree.chain([1], [0.9])
 
 

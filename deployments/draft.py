@@ -23,6 +23,7 @@ class Draft(LeasedReplica):
         super().__init__(lease_silence_timeout_s)
         # In a thread, so that the replica answers Serve while it loads.
         loaded = await asyncio.to_thread(load_drafter, config, target)
+        calls = await asyncio.to_thread(loaded.profile)
         self._drafter = ThreadedDrafter(loaded.drafter)
         service = DraftingService(
             LeasedDrafter(self._drafter, self.book),
@@ -30,6 +31,7 @@ class Draft(LeasedReplica):
             self.replica_id,
             silence_timeout_s=lease_silence_timeout_s,
             on_session_end=self.book.closed,
+            calls=calls,
         )
         self._server: grpc.aio.Server
         self._server, port = await start_server([service], host=data_host())

@@ -1,5 +1,6 @@
 """The ports' pools for a router in a cluster: Serve leases from leases.py, data over the clients of wire/."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -10,6 +11,7 @@ from dspark.errors import DraftUnavailable, TargetUnavailable
 from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, RouterId, SessionId
 from dspark.wire.client import RemoteDrafter, RemoteVerifier
 
@@ -32,6 +34,7 @@ class DraftLease:
     def __init__(self, lease: Lease[RemoteDrafter]) -> None:
         self.replica_id = lease.replica_id
         self.drafter: Drafter = lease.connection
+        self.calls: Sequence[DraftCall] = lease.connection.calls
         self.lost = lease.lost
         self.release = lease.release
 

@@ -1,6 +1,6 @@
 """LocalBackend: drafters and target in this process, for the offline API, tests and benchmarks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dspark.config import DEFAULT_DRAFTER, MODEL_KINDS, DrafterConfig, EngineConfig, TargetConfig
@@ -11,6 +11,7 @@ from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Pools
 from dspark.routing.placement import LocalDrafterPool, LocalVerifierPool
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, RouterId
 from dspark.verifying.runner import VerifierRunner
 from dspark.verifying.target_model import LoadedTarget, load_target
@@ -24,13 +25,16 @@ class LocalBackend:
         target: LoadedTarget,
         drafters: Mapping[str, LoadedDrafter | Drafter],
         curve: ThroughputCurve | None = None,
+        calls: Mapping[str, Sequence[DraftCall]] | None = None,
     ) -> None:
-        """`drafters` by name: models of this project, or any objects of the port. `curve`: what the target's steps cost."""
+        """`drafters` by name: models of this project, or any objects of the port. `curve`: what the target's steps cost; `calls`: what
+        some calls of each drafter took."""
         for drafter in drafters.values():
             if isinstance(drafter, LoadedDrafter):
                 _check_tokenizer(drafter.card, target.card)
         self._target = target
         self._drafters = drafters
+        self._calls = calls or {}
         self._curve = curve
         self._runner: VerifierRunner | None = None
         self._threaded_drafters: list[ThreadedDrafter] = []
@@ -42,7 +46,7 @@ class LocalBackend:
         """Load what the configuration names. Blocks for as long as that takes. `profile`: measure the target even if nobody drafts yet."""
         target = load_target(config.target, tuple(config.named_drafters.values()))
         drafters = {name: _load(drafter, config.target) for name, drafter in config.named_drafters.items()}
-        return cls(target, drafters, target.profile() if drafters or profile else None)
+        return cls(target, drafters, target.profile() if drafters or profile else None, _profiled(drafters))
 
     def with_drafter(self, config: DrafterConfig, foreign_drafter: Drafter | None = None) -> "LocalBackend":
         """The same target weights with one other drafter; `foreign_drafter` is any object of the port, for trying out one's own."""
@@ -51,7 +55,7 @@ class LocalBackend:
             drafters = {DEFAULT_DRAFTER: foreign_drafter}
         elif config.kind != "none":
             drafters = {DEFAULT_DRAFTER: _load(config, self._target.config)}
-        return LocalBackend(self._target.with_own_cache((config,)), drafters, self._curve)
+        return LocalBackend(self._target.with_own_cache((config,)), drafters, self._curve, _profiled(drafters))
 
     @property
     def card(self) -> ModelCard:
@@ -69,7 +73,10 @@ class LocalBackend:
         self._runner = VerifierRunner(self._target.verifier, self._thread)
         self._runner.start()
         targets = LocalVerifierPool(self._runner.connect(RouterId("local")), self.card, self._curve)
-        drafters = {name: LocalDrafterPool(self._start(drafter), _features(drafter)) for name, drafter in self._drafters.items()}
+        drafters = {
+            name: LocalDrafterPool(self._start(drafter), _features(drafter), self._calls.get(name, ()))
+            for name, drafter in self._drafters.items()
+        }
         return Pools(targets, drafters, overlap=0.0)  # one thread does both
 
     async def stop(self) -> None:
@@ -98,6 +105,10 @@ class LocalBackend:
 
 def _load(config: DrafterConfig, target: TargetConfig) -> LoadedDrafter | Drafter:
     return load_drafter(config, target) if config.kind in MODEL_KINDS else lookup_drafter(config)
+
+
+def _profiled(drafters: Mapping[str, LoadedDrafter | Drafter]) -> dict[str, Sequence[DraftCall]]:
+    return {name: drafter.profile() for name, drafter in drafters.items() if isinstance(drafter, LoadedDrafter)}
 
 
 def _features(drafter: LoadedDrafter | Drafter) -> FeatureSpec | None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dspark.messages import DraftReport, DraftRequest, FeatureSpec, SessionOpen, StepReport, VerifyRequest
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 
 
@@ -62,6 +63,10 @@ class DrafterLease(Protocol):
     @property
     def drafter(self) -> Drafter:
         """The replica's drafter; the same object for all leases of one connection."""
+
+    @property
+    def calls(self) -> Sequence[DraftCall]:
+        """What some calls took when the replica started; empty where that was not measured."""
 
     def lost(self) -> bool:
         """True once the replica is known to be gone."""

@@ -16,6 +16,7 @@ from dspark.drafting.eagle import EagleDrafter
 from dspark.drafting.eagle_model import EagleModel
 from dspark.drafting.language_model import BatchDrafter
 from dspark.drafting.lookup import LookupDrafter
+from dspark.drafting.profile import profile_drafter
 from dspark.drafting.shared_weights import SharedWeights
 from dspark.errors import ConfigError, FingerprintMismatch
 from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
@@ -26,6 +27,7 @@ from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import FeatureProjection
 from dspark.runtime.weight_layout import lay_out_linears
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, SamplingParams, SessionId
 
 WARM_UP_NODES = 2
@@ -38,6 +40,13 @@ class LoadedDrafter:
 
     drafter: CachedDrafter[Any]
     card: ModelCard
+    config: DrafterConfig
+    hidden_size: int | None = None
+    """Of the features that it reads; None for one that reads tokens."""
+
+    def profile(self) -> tuple[DraftCall, ...]:
+        """What its calls take. Blocks for as long as that takes, a second or so; nobody else may use the drafter meanwhile."""
+        return profile_drafter(self.drafter, self.config, self.hidden_size)
 
 
 def load_drafter(config: DrafterConfig, target: ModelSource) -> LoadedDrafter:
@@ -90,7 +99,7 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
         drafter = EagleDrafter(eagle, projection, **cache)
     drafter.follow(calibration)
     warm_up(drafter, spec.hidden_size)
-    return LoadedDrafter(drafter, card)
+    return LoadedDrafter(drafter, card, config, spec.hidden_size)
 
 
 def warm_up(drafter: CachedDrafter[Any], hidden_size: int) -> None:
@@ -115,7 +124,7 @@ def _load_language_model(config: DrafterConfig) -> LoadedDrafter:
     packed.warm_up()
     drafter = BatchDrafter(packed, max_length=card.max_length, min_survival=config.min_survival)
     drafter.follow(WatchedCalibration(folder))
-    return LoadedDrafter(drafter, card)
+    return LoadedDrafter(drafter, card, config)
 
 
 def _card(checkpoint: DraftCheckpoint, target: Path) -> ModelCard:

@@ -7,6 +7,7 @@ from dspark.errors import DraftUnavailable, TargetUnavailable
 from dspark.fakes.toy_target import ToyTarget
 from dspark.messages import FeatureSpec
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, SessionId
 
 
@@ -46,6 +47,7 @@ class FakeLease:
         self.replica_id = ReplicaId("fake")
         self.drafter: Any = pool.replica
         self.verifier: Any = pool.replica
+        self.calls: tuple[DraftCall, ...] = ()
 
     @property
     def card(self) -> ModelCard:

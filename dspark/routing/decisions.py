@@ -7,18 +7,18 @@ In this order:
    sessions try it, if the purse can pay for it (scheduling/exploration.py);
 3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
-A decision stands for a few steps, for all sessions of a regime.
+A decision stands for a few steps, for all sessions of a regime. One that was promised a speed has its own: the fastest that keeps it.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
-from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft
+from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
 from dspark.scheduling.waves import Wave, WaveChoice, WaveCosts, choose_wave, visible_draft_ms
 from dspark.session import Session
 from dspark.types import SessionId
@@ -30,9 +30,25 @@ IDLE_DECISION_STEPS = 16
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
 MOST_TRIES = 8
-"""Rounds without a draft after which a session's turn to explore goes to another, for good: it may have asked never to draft."""
+"""Rounds without a draft after which a session's turn to explore goes to another: it may have asked never to draft."""
+GIVEN_UP_STEPS = 200
+"""Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
+WORTH_BEGINNING = 1.05
+"""The same that is worth beginning for: drafters have to be told all that was committed meanwhile, and an expectation may be wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How many sessions a decision is about."""
+
+    num_sessions: int
+    """That share the target's steps."""
+    num_drafting: int
+    """Of these, the ones that have the drafter in question."""
+    promised: tuple[float, ...] = ()
+    """Tokens per second that some of these were promised."""
 
 
 class DraftDecisions:
@@ -48,10 +64,16 @@ class DraftDecisions:
         """Sessions whose round in hand does so."""
         self._try_again: defaultdict[Regime, Counter[SessionId]] = defaultdict(Counter)
         """Of these, the ones that had no draft in time yet, and how often."""
-        self._given_up: set[SessionId] = set()
-        """Sessions that are not asked to explore again."""
+        self._given_up: dict[SessionId, int] = {}
+        """Sessions that are not asked to explore, until that many steps were done."""
+        self._promised: dict[tuple[Regime, float], DraftLimits] = {}
+        """By promised speed."""
         self._num_steps = 0
+        """Since the last decision."""
+        self._all_steps = 0
         self._waves: dict[Regime, WaveChoice] = {}
+        self._drafting: set[Regime] = set()
+        """Regimes that drafted when last decided."""
         self._gains: dict[Regime, float] = {}
         """Expected speed of what was decided over plain decoding."""
 
@@ -68,24 +90,27 @@ class DraftDecisions:
         if (regime := self._exploring.get(session.session_id)) is not None:
             self._ended(session.session_id, regime)
             self._to_explore[regime] += 1
-        self._given_up.discard(session.session_id)
+        self._given_up.pop(session.session_id, None)
         self._forget()
 
     def step_done(self, learned: bool) -> None:
         """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once."""
         self._num_steps += 1
+        self._all_steps += 1
         idle = all(limits.skips for limits in self._decided.values())
         if learned or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
             self._forget()
 
-    def limits(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+    def limits(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         """For the session's coming round."""
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
-        limits = self._limits_of(regime, costs, num_sessions)
+        limits = self._limits_of(regime, costs, sharing)
+        if session.min_tokens_per_second is not None:
+            limits = self._promised_limits(regime, session.min_tokens_per_second, limits, costs, sharing)
         if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
             return self._explored_with[regime]
-        if limits.skips and self._to_explore[regime] > 0 and session.session_id not in self._given_up:
+        if limits.skips and self._to_explore[regime] > 0 and self._all_steps >= self._given_up.get(session.session_id, 0):
             self._to_explore[regime] -= 1
             self._exploring[session.session_id] = regime
             return self._explored_with[regime]
@@ -108,77 +133,99 @@ class DraftDecisions:
             if self._try_again[regime][session_id] >= MOST_TRIES:
                 self._ended(session_id, regime)
                 self._to_explore[regime] += 1
-                self._given_up.add(session_id)
+                self._given_up[session_id] = self._all_steps + GIVEN_UP_STEPS
         return True
 
     def _ended(self, session_id: SessionId, regime: Regime) -> None:
         del self._exploring[session_id]
         self._try_again[regime].pop(session_id, None)
 
-    def will_draft(self, session: Session, costs: RoundCosts | None, num_sessions: int) -> bool:
-        """Whether sessions of its kind draft now, or some of them are to try."""
+    def will_draft(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> bool:
+        """Whether sessions of its kind draft now, or some of them are to try; or it needs to, because it was promised a speed."""
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
-        return not self._limits_of(regime, costs, num_sessions).skips or self._to_explore[regime] > 0
+        is_promised = session.min_tokens_per_second is not None
+        return is_promised or not self._limits_of(regime, costs, sharing).skips or self._to_explore[regime] > 0
 
     def _forget(self) -> None:
         self._decided.clear()
+        self._promised.clear()
         self._num_steps = 0
 
-    def _limits_of(self, regime: Regime, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+    def _promised_limits(
+        self, regime: Regime, tokens_per_second: float, usual: DraftLimits, costs: RoundCosts | None, sharing: Sharing
+    ) -> DraftLimits:
+        """What keeps the promise; the others draft as `usual`, which may be not at all."""
+        if not self._economy.planned or costs is None:
+            return usual
+        if (key := (regime, tokens_per_second)) not in self._promised:
+            plain = 1e3 / (costs.step_of(sharing.num_sessions) + costs.fixed_ms)
+            needy = sum(speed > plain for speed in sharing.promised)
+            outlook = self._outlook(regime, costs, replace(sharing, num_drafting=max(1, needy)) if usual.skips else sharing)
+            self._promised[key] = usual if outlook is None else promised_draft(outlook, tokens_per_second).limits
+        return self._promised[key]
+
+    def _limits_of(self, regime: Regime, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         if regime not in self._decided:
             self._waves.pop(regime, None)
-            self._decided[regime] = self._decide(regime, costs, max(1, num_sessions))
+            self._decided[regime] = self._decide(regime, costs, sharing)
+            (self._drafting.discard if self._decided[regime].skips else self._drafting.add)(regime)
             self._economy.decided(regime, self._decided[regime], self._waves.get(regime))
         return self._decided[regime]
 
-    def _decide(self, regime: Regime, costs: RoundCosts | None, num_sessions: int) -> DraftLimits:
+    def _decide(self, regime: Regime, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         economy, most = self._economy, self._economy.limits[regime[0]]
         if not economy.planned or most.skips or costs is None:
             return most
         if not economy.paying.may_draft(regime):
             return SKIP
-        outlook = self._outlook(regime, costs, num_sessions)
+        outlook = self._outlook(regime, costs, sharing)
         limits = SKIP if outlook is None else self._in_the_better_way(regime, outlook)
-        if not limits.skips and (self._gains[regime] >= CLEAR_GAIN or economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS):
+        if not limits.skips and self._is_worth_it(regime):
             return limits
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
         if self._to_explore[regime] <= 0 and not self._try_again[regime]:
-            self._explore(regime, outlook, num_sessions)
+            self._explore(regime, outlook, sharing.num_drafting)
         return SKIP
 
-    def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_sessions: int) -> None:
+    def _is_worth_it(self, regime: Regime) -> bool:
+        if self._gains[regime] >= CLEAR_GAIN:
+            return True
+        is_known = self._economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS
+        return is_known and (regime in self._drafting or self._gains[regime] >= WORTH_BEGINNING)
+
+    def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int) -> None:
         """Have it tried, if anything is worth it and can be paid."""
         economy = self._economy
         hoped, price_rounds = economy.limits[regime[0]], 0.0
         if outlook is not None:
-            cheap_ms = economy.hoped_draft_ms(regime, num_sessions)
+            cheap_ms = economy.hoped_draft_ms(regime, num_drafting)
             hopeful = replace(outlook, draft_ms=cheap_ms, gains=economy.profiles[regime[0]].hopeful(*regime))
             best = best_draft(hopeful)
             hoped, price_rounds = best.limits, _lost_rounds(best, hopeful, outlook.gains)
         if not hoped.skips and economy.explorations[regime].affords(price_rounds):
-            self._to_explore[regime] = min(num_sessions, MOST_EXPLORERS)
+            self._to_explore[regime] = min(num_drafting, MOST_EXPLORERS)
             self._explored_with[regime] = hoped
 
-    def _outlook(self, regime: Regime, costs: RoundCosts, num_sessions: int) -> DraftOutlook | None:
+    def _outlook(self, regime: Regime, costs: RoundCosts, sharing: Sharing) -> DraftOutlook | None:
         """None before the first draft."""
-        draft_ms = self._economy.draft_ms(regime[0], num_sessions)
+        draft_ms = self._economy.draft_ms(regime[0], sharing.num_drafting)
         if draft_ms is None:
             return None
         gains = self._economy.profiles[regime[0]].gains(*regime)
-        return DraftOutlook(num_sessions, gains, draft_ms, costs, self._economy.limits[regime[0]])
+        return DraftOutlook(sharing.num_sessions, sharing.num_drafting, gains, draft_ms, costs, self._economy.limits[regime[0]])
 
     def _in_the_better_way(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
         """All sessions together, or in two halves with the drafts of one hidden behind the verification of the other."""
         together, num_sessions = best_draft(outlook), outlook.num_sessions
         self._gains[regime] = together.gain
-        if num_sessions == 1 or self._economy.overlap == 0:
+        if outlook.num_drafting == 1 or self._economy.overlap == 0:
             return together.limits
-        half = (num_sessions + 1) // 2
-        draft_ms = self._economy.draft_ms(regime[0], half)
+        half, half_drafting = (num_sessions + 1) // 2, (outlook.num_drafting + 1) // 2
+        draft_ms = self._economy.draft_ms(regime[0], half_drafting)
         assert draft_ms is not None, "it was known for all together"
         visible_ms = visible_draft_ms(draft_ms, outlook.costs.step_of(num_sessions - half), self._economy.overlap)
-        by_halves = best_draft(replace(outlook, num_sessions=half, draft_ms=visible_ms))
+        by_halves = best_draft(replace(outlook, num_sessions=half, num_drafting=half_drafting, draft_ms=visible_ms))
         if by_halves.limits.skips:
             return together.limits
         one, two = (self._wave_costs(choice, outlook, draft_ms) for choice in (together, by_halves))
@@ -190,9 +237,11 @@ class DraftDecisions:
 
     def _wave_costs(self, choice: DraftChoice, outlook: DraftOutlook, half_draft_ms: Floats) -> WaveCosts:
         num_sessions, depth = outlook.num_sessions, choice.limits.max_depth
+        share = outlook.num_drafting / num_sessions  # means are over all sessions, also those that have no drafts
         by_sessions = np.full(num_sessions + 1, half_draft_ms[depth])
         by_sessions[num_sessions] = outlook.draft_ms[depth]
-        return WaveCosts(outlook.costs, by_sessions, choice.nodes_per_session, choice.tau, overlap=self._economy.overlap)
+        nodes, tau = share * choice.nodes_per_session, 1.0 + share * (choice.tau - 1.0)
+        return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 
 
 def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:

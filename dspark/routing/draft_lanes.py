@@ -6,6 +6,7 @@ from collections import Counter
 from dspark.ports import DrafterLease
 from dspark.routing.draft_lane import DraftLane, OnDraftCost
 from dspark.routing.observer import DraftObserver
+from dspark.types import ReplicaId
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class DraftLanes:
         self._on_cost = on_cost
         self._lanes: dict[int, DraftLane] = {}
         self._num_leases: Counter[int] = Counter()
+        self._told: set[ReplicaId] = set()
+        """Replicas whose first calls are known."""
         self.failures = FailureLog()
         """Of the drafter's own bugs, whatever replica they were met on."""
 
@@ -49,7 +52,15 @@ class DraftLanes:
         key = id(lease.drafter)  # the lane holds the drafter, so no other can get its id
         if key not in self._lanes:
             self._lanes[key] = DraftLane(lease.drafter, self._observer, self._on_cost)
+            self._tell_first_calls(lease)
         self._num_leases[key] += 1
+
+    def _tell_first_calls(self, lease: DrafterLease) -> None:
+        if lease.replica_id in self._told:
+            return  # real calls have been seen since
+        self._told.add(lease.replica_id)
+        for call in lease.calls:
+            self._on_cost(call.num_sessions, call.depth, call.draft_ms, call.num_news)
 
     def of(self, lease: DrafterLease) -> DraftLane:
         """The lane of an entered lease."""

@@ -1,10 +1,12 @@
 """Pools of one: a drafter and a target that live in this process, for the Engine and for drafters that need no replica."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark.messages import FeatureSpec
 from dspark.ports import Drafter, Verifier
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, SessionId
 
 LOCAL = ReplicaId("local")
@@ -16,6 +18,7 @@ class LocalDrafterLease:
 
     drafter: Drafter
     replica_id: ReplicaId = LOCAL
+    calls: Sequence[DraftCall] = ()
 
     def lost(self) -> bool:
         """Never: it would take this process with it."""
@@ -48,10 +51,11 @@ class LocalDrafterPool:
 
     drafter: Drafter
     features: FeatureSpec | None = None
+    calls: Sequence[DraftCall] = ()
 
     async def acquire(self, session_id: SessionId) -> LocalDrafterLease:
         """See ports.DrafterPool."""
-        return LocalDrafterLease(self.drafter)
+        return LocalDrafterLease(self.drafter, calls=self.calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspark.routing.admission import TargetLoad, promise_of
-from dspark.routing.decisions import DraftDecisions
+from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.correction import origins_of
@@ -79,6 +79,8 @@ class TargetEconomy:
         self._max_rows = max_rows
         self.curve = OnlineCurve(curve)
         self._sessions: dict[SessionId, Session] = {}
+        self._promised: dict[SessionId, Session] = {}
+        """Of these, the ones that were promised a speed."""
         self._regimes: Counter[Regime] = Counter()
         """Of the sessions that have a drafter."""
         self._decisions = DraftDecisions(economy)
@@ -101,6 +103,8 @@ class TargetEconomy:
     def enter(self, session: Session) -> None:
         """A session came to this target."""
         self._sessions[session.session_id] = session
+        if session.min_tokens_per_second is not None:
+            self._promised[session.session_id] = session
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] += 1
         self._table = None
@@ -110,6 +114,7 @@ class TargetEconomy:
         """A session is over."""
         if self._sessions.pop(session.session_id, None) is None:
             return
+        self._promised.pop(session.session_id, None)
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] -= 1
             self._regimes += Counter()  # without those that have no session left
@@ -131,11 +136,17 @@ class TargetEconomy:
 
     def will_draft(self, session: Session) -> bool:
         """Asked when an entered session begins: False where nothing is to be drafted for it soon."""
-        return session.drafter is not None and self._decisions.will_draft(session, self.costs(), self.num_sessions)
+        return session.drafter is not None and self._decisions.will_draft(session, self.costs(), self._sharing(session.drafter))
 
     def draft_limits(self, session: Session) -> DraftLimits:
         """How much to draft for a session's coming round."""
-        return self._decisions.limits(session, self.costs(), self.num_sessions)
+        return self._decisions.limits(session, self.costs(), self._sharing(session.drafter))
+
+    def _sharing(self, drafter: str | None) -> Sharing:
+        """For decisions on a drafter; whoever asks is counted, were it to enter only now."""
+        num_drafting = sum(self._regimes[drafter, greedy] for greedy in (False, True)) if drafter else 0
+        promised = (s.min_tokens_per_second for s in self._promised.values() if s.drafter == drafter)
+        return Sharing(max(1, self.num_sessions), max(1, num_drafting), tuple(filter(None, promised)))
 
     def explores(self, session: Session) -> bool:
         """True while the session's round in hand is drafted to find out what that brings."""
@@ -146,7 +157,16 @@ class TargetEconomy:
         if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
             return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
         forest = Forest.of({w.session.session_id: _need(w.session, w.tree) for w in waiting}, self._corrected_scores(waiting))
-        return plan(forest, self._max_rows, self.costs(self._draft_ms(waiting, forest.depth)) if self._economy.planned else None)
+        if not self._economy.planned:
+            return plan(forest, self._max_rows)
+        return plan(forest, self._max_rows, self.costs(self._draft_ms(waiting, forest.depth)), others_ms=self._others_ms(len(waiting)))
+
+    def _others_ms(self, num_waiting: int) -> float:
+        """The step of those who do not go now; 0 where all go together."""
+        costs, num_others = self.costs(), self.num_sessions - num_waiting
+        if costs is None or num_others <= 0 or self.most_to_fire() is None:
+            return 0.0
+        return costs.step_of(min(costs.max_rows, num_others * (1.0 + self._mean_kept))) + costs.fixed_ms
 
     def _draft_ms(self, waiting: Sequence[Waiting], depth: int) -> float:
         """What the drafts of this step cost: expected, since how long each session waited for its own is mostly the step before."""
@@ -169,7 +189,7 @@ class TargetEconomy:
         costs, drafter = self.costs(), self._main_drafter()
         if costs is None:
             return None
-        draft_ms = self._economy.draft_ms(drafter, self.num_sessions) if drafter else None
+        draft_ms = self._economy.draft_ms(drafter, self._sharing(drafter).num_drafting) if drafter else None
         promises = (promise_of(session, tau(session)) for session in self._sessions.values())
         return TargetLoad(
             self.num_sessions,
@@ -185,7 +205,7 @@ class TargetEconomy:
         costs, drafter = self.costs(), self._main_drafter()
         if not (self._economy.planned and in_flight and drafter and costs):
             return 0.0
-        expected = self._economy.draft_ms(drafter, self.num_sessions)
+        expected = self._economy.draft_ms(drafter, self._sharing(drafter).num_drafting)
         if expected is None:
             return 0.0
         remaining_ms = max(float(expected[min(draft.depth, len(expected) - 1)]) - draft.since_ms for draft in in_flight)

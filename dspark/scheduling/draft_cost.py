@@ -7,6 +7,7 @@ session's first draft reads its whole prompt, one after a pause what was committ
 """
 
 import math
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -27,6 +28,17 @@ USUAL_NEWS = 3.0
 """Tokens of news per session of a call that follows the one before."""
 
 _SUBSETS = [list(kept) for size in range(NUM_TERMS, 0, -1) for kept in combinations(range(NUM_TERMS), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCall:
+    """One call of a drafter, as it was measured when its replica started."""
+
+    num_sessions: int
+    depth: int
+    draft_ms: float
+    num_news: int
+    """Tokens or hidden states of context that it was given, of all sessions."""
 
 
 class DraftCost:

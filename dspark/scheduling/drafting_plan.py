@@ -1,13 +1,15 @@
 """How much to draft in the coming round: how deep, how many candidates, or nothing. Pure; no torch, no clock.
 
 Drafting that will not be verified is waste, and so is drafting that costs more time than it saves. With S sessions that
-share the round, gains[d, n] accepted tokens expected of a session that is drafted to depth d and gets its best n candidates
-verified, the round's rate is
+share the round, K of which are drafted for, gains[d, n] accepted tokens expected of a session that is drafted to depth d and gets
+its best n candidates verified, the round's rate is
 
-    S (1 + gains[d, n]) / (step_ms[S (1 + n)] + fixed_ms + draft_ms[d])
+    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d])
 
-Every depth and every number of rows are tried, depth 0 (no draft) among them; of near-equal rates the shallower draft and
-then the fewer rows win. Between whole numbers of candidates per session gains are interpolated.
+and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
+(no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
+session gains are interpolated. A width is not chosen: drafters spend their nodes on the likeliest candidates wherever they are, so few
+nodes become a chain where a chain is best.
 
 Sessions may also go in two halves, the drafts of one hidden behind the verification of the other (waves.py): then S is the half,
 and draft_ms what is left to be seen of drafting.
@@ -48,9 +50,11 @@ class DraftOutlook:
     """What is known before a round is drafted. D, N: the deepest and the largest draft that the configuration allows."""
 
     num_sessions: int
-    """That will share the round."""
+    """That will share the round: S."""
+    num_drafting: int
+    """Of these, the ones that would be drafted for, all by one drafter: K, at least 1."""
     gains: Floats  # [D + 1, N + 1] expected accepted tokens of a session by depth drafted and candidates verified; 0 in row and column 0
-    draft_ms: Floats  # [D + 1] by depth, for num_sessions together; index 0 is what keeping the drafter fresh costs
+    draft_ms: Floats  # [D + 1] by depth, for num_drafting together; index 0 is what keeping the drafter fresh costs
     costs: RoundCosts
     """Of the target; its own draft_ms is not read."""
     most: DraftLimits
@@ -59,40 +63,57 @@ class DraftOutlook:
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """Limits for every session of the round, and what they are expected to bring."""
+    """Limits for every session that is drafted for, and what they are expected to bring."""
 
     limits: DraftLimits
     nodes_per_session: float
-    """Candidates verified."""
+    """Candidates verified, of those that are drafted for."""
     tau: float
-    """Tokens committed by a session in the round."""
+    """Tokens that one of them commits in the round."""
     gain: float
     """Rate over that of a plain round of the same sessions."""
 
 
 def best_draft(outlook: DraftOutlook) -> DraftChoice:
     """The draft of the highest expected rate; SKIP where plain decoding is expected to be as fast."""
-    rates = expected_rates(outlook)
-    depth, num_rows = divmod(fewest_near_best(rates.ravel()), rates.shape[1])
-    if depth == 0 or num_rows == 0:
-        return DraftChoice(SKIP, 0.0, 1.0, 1.0)
-    nodes = num_rows / outlook.num_sessions
-    max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(SPREAD * nodes)))
-    limits = DraftLimits(min(depth, max_nodes), min(outlook.most.max_width, max_nodes), max_nodes)
-    round_ms = outlook.costs.step_of(outlook.num_sessions + num_rows) + outlook.costs.fixed_ms + float(outlook.draft_ms[depth])
-    rate = float(rates[depth, num_rows])
-    return DraftChoice(limits, nodes, rate * round_ms / 1e3 / outlook.num_sessions, rate / float(rates[0, 0]))
+    rates, tau = _rates_and_tau(outlook)
+    return _choice(outlook, rates, tau, fewest_near_best(rates.ravel()))
+
+
+def promised_draft(outlook: DraftOutlook, tokens_per_second: float) -> DraftChoice:
+    """The draft of the highest expected rate among those that give a session the promised speed; where none does, the one that gives
+    it the highest speed."""
+    rates, tau = _rates_and_tau(outlook)
+    others = outlook.num_sessions - outlook.num_drafting
+    speeds = rates * tau / (others + outlook.num_drafting * tau)  # [D + 1, B + 1] of a session that is drafted for
+    kept = speeds >= tokens_per_second
+    return _choice(outlook, rates, tau, fewest_near_best((np.where(kept, rates, 0.0) if kept.any() else speeds).ravel()))
 
 
 def expected_rates(outlook: DraftOutlook) -> Floats:  # [D + 1, B + 1]
     """Tokens per second by depth and by candidates verified in the round; B as many as there are rows and candidates for."""
-    num_sessions, costs = outlook.num_sessions, outlook.costs
+    return _rates_and_tau(outlook)[0]
+
+
+def _choice(outlook: DraftOutlook, rates: Floats, tau: Floats, index: int) -> DraftChoice:
+    """`index` into the flat rates."""
+    depth, num_rows = divmod(index, rates.shape[1])
+    if depth == 0 or num_rows == 0:
+        return DraftChoice(SKIP, 0.0, 1.0, 1.0)
+    nodes = num_rows / outlook.num_drafting
+    max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(SPREAD * nodes)))
+    limits = DraftLimits(min(depth, max_nodes), min(outlook.most.max_width, max_nodes), max_nodes)
+    return DraftChoice(limits, nodes, float(tau[depth, num_rows]), float(rates[depth, num_rows] / rates[0, 0]))
+
+
+def _rates_and_tau(outlook: DraftOutlook) -> tuple[Floats, Floats]:  # 2 x [D + 1, B + 1]
+    num_sessions, num_drafting, costs = outlook.num_sessions, outlook.num_drafting, outlook.costs
     most_nodes = outlook.gains.shape[1] - 1
-    budget = max(0, min(costs.max_rows - num_sessions, num_sessions * most_nodes))
-    per_session = np.arange(budget + 1) / num_sessions
+    budget = max(0, min(costs.max_rows - num_sessions, num_drafting * most_nodes))
+    per_session = np.arange(budget + 1) / num_drafting
     low = np.floor(per_session).astype(np.int64)
     high = np.minimum(low + 1, most_nodes)
     gains = outlook.gains[:, low] + (per_session - low) * (outlook.gains[:, high] - outlook.gains[:, low])
     steps_ms = costs.steps_ms(num_sessions, num_sessions + budget)
     rounds_ms = steps_ms[np.newaxis, :] + costs.fixed_ms + outlook.draft_ms[:, np.newaxis]
-    return np.asarray(1e3 * num_sessions * (1.0 + gains) / rounds_ms)
+    return np.asarray(1e3 * (num_sessions + num_drafting * gains) / rounds_ms), 1.0 + gains

@@ -47,11 +47,18 @@ class Plan:
         return 1e3 * self.expected_tokens / self.expected_ms if self.expected_ms else 0.0
 
 
-def plan(needs: Forest | Mapping[SessionId, SessionNeed | CandidateTree], max_rows: int, costs: RoundCosts | None = None) -> Plan:
+def plan(
+    needs: Forest | Mapping[SessionId, SessionNeed | CandidateTree],
+    max_rows: int,
+    costs: RoundCosts | None = None,
+    *,
+    others_ms: float = 0.0,
+) -> Plan:
     """Keep the candidates that make the fastest round of at most `max_rows` rows, anchors included; anchors always go.
 
     Without costs (no curve yet) all that fit are kept, likeliest first, and promises are left aside. A bare tree is a
-    session without wishes. Rows beyond the largest known step are not used for candidates.
+    session without wishes. Rows beyond the largest known step are not used for candidates. `others_ms`: the round of the sessions that
+    go in a step of their own before these have their next; promised speeds are counted over both.
     """
     forest = needs if isinstance(needs, Forest) else Forest.of({s: _as_need(need) for s, need in needs.items()})
     if not len(forest):
@@ -62,7 +69,7 @@ def plan(needs: Forest | Mapping[SessionId, SessionNeed | CandidateTree], max_ro
     if costs is None:
         chosen = ranked.only(np.arange(budget))
         return Plan(forest.kept_lists(chosen.nodes), len(forest) + budget, len(forest) + float(chosen.survival.sum()))
-    return _fastest(forest, ranked, num_floor, budget, costs)
+    return _fastest(forest, ranked, num_floor, budget, costs, others_ms)
 
 
 def _as_need(need: SessionNeed | CandidateTree) -> SessionNeed:
@@ -82,7 +89,7 @@ def _within_limits(forest: Forest, ranked: Ranked) -> tuple[Ranked, int]:
     return ranked.only(order), int(in_floor.sum())
 
 
-def _fastest(forest: Forest, ranked: Ranked, num_floor: int, budget: int, costs: RoundCosts) -> Plan:
+def _fastest(forest: Forest, ranked: Ranked, num_floor: int, budget: int, costs: RoundCosts, others_ms: float) -> Plan:
     num_sessions, num_floor = len(forest), min(num_floor, budget)
     tokens = np.full(budget + 1, float(num_sessions))  # [budget + 1] by number of kept candidates
     tokens[1:] += np.cumsum(ranked.survival[:budget])
@@ -92,7 +99,7 @@ def _fastest(forest: Forest, ranked: Ranked, num_floor: int, budget: int, costs:
     chosen: Ints | slice = slice(count)
     broken: tuple[SessionId, ...] = ()
     if forest.has_promises:
-        promises = Promises.of(forest.needs, ranked, num_floor)
+        promises = Promises.of(forest.needs, ranked, num_floor, others_ms)
         chosen, broken_owners = keep_promises(promises, tokens, rounds_ms, count)
         broken = tuple(forest.session_ids[owner] for owner in broken_owners)
     nodes, survival = ranked.nodes[chosen], ranked.survival[chosen]

@@ -1,7 +1,7 @@
 """Speed promises: plans that keep `min_tokens_per_second` for the sessions that were promised it. Pure; no torch, no clock.
 
-A session's speed is (1 + its kept survivals) / round time. The round time depends on the number of kept candidates k alone,
-so for a given k everything follows exactly:
+A session's speed is (1 + its kept survivals) / round time; where sessions go in halves, both halves' rounds count. The round time
+depends on the number of kept candidates k alone, so for a given k everything follows exactly:
 1. Each promised session needs its best m candidates, the fewest that reach its speed at this round time (m rises with k).
 2. Promises are granted by priority, cheapest first, while their candidates fit into k. Floors come before all.
 3. What is left of k goes to the sessions whose promise is broken, by survival / promised speed: that lowers the sum of their
@@ -46,9 +46,11 @@ class Promises:
     by_relief: Ints  # [n] positions by falling survival / promised speed; those of sessions without a promise come last
     speeds: Floats  # [S] promised tokens per millisecond; 0 without a promise
     levels: Ints  # [S] 0 is the highest priority, 1 the next, ...
+    others_ms: float
+    """Until a session's next round may begin, beside this round: where sessions go in halves, the round of the others."""
 
     @classmethod
-    def of(cls, needs: Sequence[SessionNeed], ranked: Ranked, num_floor: int) -> "Promises":
+    def of(cls, needs: Sequence[SessionNeed], ranked: Ranked, num_floor: int, others_ms: float = 0.0) -> "Promises":
         """From needs [S] in the forest's order."""
         grouped = np.argsort(ranked.owners, kind="stable")
         gains = np.cumsum(ranked.survival[grouped]) - ranked.survival[grouped]
@@ -59,7 +61,7 @@ class Promises:
         relief = ranked.survival / np.where(speeds > 0, speeds, np.inf)[ranked.owners]
         levels = np.unique([-need.priority for need in needs], return_inverse=True)[1]
         most_tokens = _tokens(ranked, np.ones(len(ranked.nodes), np.bool_), len(needs))
-        return cls(ranked, num_floor, tokens_before, most_tokens, np.argsort(-relief, kind="stable"), speeds, levels)
+        return cls(ranked, num_floor, tokens_before, most_tokens, np.argsort(-relief, kind="stable"), speeds, levels, others_ms)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +99,7 @@ def _counts_to_try(rates: Floats, num_floor: int, unbound: int) -> Ints:
 
 def _outlooks(promises: Promises, rounds_ms: Floats, rates: Floats) -> list[Value]:
     """What each round of the given durations and rates, both [c], could be worth at best."""
-    wanted = promises.speeds * rounds_ms[:, np.newaxis] * (1.0 - ROUNDING)  # [c, S]
+    wanted = promises.speeds * (promises.others_ms + rounds_ms[:, np.newaxis]) * (1.0 - ROUNDING)  # [c, S]
     short = _shortfall(wanted, promises.most_tokens)
     return [
         (*_kept_by_priority(promises, row == 0), -float(row.sum()), rate) for row, rate in zip(short, rates.tolist(), strict=True)
@@ -111,7 +113,7 @@ def _shortfall(wanted: Floats, tokens: Floats) -> Floats:
 
 def _try(promises: Promises, count: int, round_ms: float) -> _Try:
     """The best plan of `count` candidates."""
-    ranked, wanted = promises.ranked, promises.speeds * round_ms * (1.0 - ROUNDING)
+    ranked, wanted = promises.ranked, promises.speeds * (promises.others_ms + round_ms) * (1.0 - ROUNDING)
     size, num_sessions = len(ranked.nodes), len(promises.speeds)
     taken = np.arange(size) < promises.num_floor
     needed = ~taken & (promises.tokens_before < wanted[ranked.owners])

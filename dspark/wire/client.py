@@ -25,6 +25,7 @@ from dspark.errors import (
 )
 from dspark.messages import DraftReport, DraftRequest, DraftResult, SessionFailure, SessionOpen, StepReport, VerifyRequest
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 from dspark.wire import codec, handshake
 from dspark.wire.checks import Bounds
@@ -61,6 +62,8 @@ class RemoteReplica(ABC):
         self.replica_id: ReplicaId
         self.curve: ThroughputCurve | None = None
         """Of a target that was profiled."""
+        self.calls: tuple[DraftCall, ...] = ()
+        """Of a drafter that was."""
         self._loss: ReplicaUnavailable | None = None
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         connect: grpc.aio.StreamStreamMultiCallable[Any, Any] = self._channel.stream_stream(
@@ -157,6 +160,7 @@ class RemoteReplica(ABC):
         """The replica compares too; but a router that trusts a wrong card would give wrong answers."""
         self.card, self.replica_id = handshake.welcome_from_pb(welcome)
         self.curve = handshake.curve_of_welcome(welcome)
+        self.calls = handshake.calls_of_welcome(welcome)
         handshake.check_match(hello, welcome)
         self.bounds = Bounds.of(self.card)
 

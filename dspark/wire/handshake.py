@@ -1,12 +1,17 @@
 """Hello and welcome: what router and replica tell each other when they meet, and whether they belong together.
 
-A target's welcome also brings its throughput curve, where it has one. Everything read is checked.
+A target's welcome also brings its throughput curve, a drafter's what some of its calls took, where they have it. Everything read is
+checked.
 """
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from dspark.errors import FingerprintMismatch, InvalidMessage
 from dspark.scheduling.curve import MAX_POINTS, ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId
 from dspark.wire import features, tensors
 from dspark.wire.checks import MAX_INT32, name_from_pb, within
@@ -15,7 +20,12 @@ from dspark.wire.pb import session_pb2
 PROTOCOL_VERSION = "dspark.v1"
 
 
-def welcome_to_pb(card: ModelCard, replica_id: ReplicaId, curve: ThroughputCurve | None = None) -> session_pb2.Welcome:
+MAX_CALLS = 256
+
+
+def welcome_to_pb(
+    card: ModelCard, replica_id: ReplicaId, curve: ThroughputCurve | None = None, calls: Sequence[DraftCall] = ()
+) -> session_pb2.Welcome:
     """What a replica says of itself. Unchecked."""
     return session_pb2.Welcome(
         protocol=PROTOCOL_VERSION,
@@ -28,11 +38,15 @@ def welcome_to_pb(card: ModelCard, replica_id: ReplicaId, curve: ThroughputCurve
         tokenizer_fingerprint=card.tokenizer_fingerprint,
         tap_layers=card.tap_layers,
         curve=None if curve is None else curve_to_pb(curve),
+        draft_calls=[
+            session_pb2.DraftCall(sessions=c.num_sessions, depth=c.depth, draft_ms=c.draft_ms, news=c.num_news) for c in calls
+        ],
     )
 
 
 def welcome_from_pb(message: session_pb2.Welcome) -> tuple[ModelCard, ReplicaId]:
-    """Raises InvalidMessage, naming the field. The protocol is for the caller to compare, the curve for `curve_of_welcome`."""
+    """Raises InvalidMessage, naming the field. The protocol is for the caller to compare, the rest for `curve_of_welcome` and
+    `calls_of_welcome`."""
     for field in ("replica_id", "model_name"):
         name_from_pb(field, getattr(message, field))
     for field in ("model_fingerprint", "tokenizer_fingerprint"):
@@ -88,3 +102,15 @@ def curve_of_welcome(message: session_pb2.Welcome) -> ThroughputCurve | None:
     except InvalidMessage as error:
         raise InvalidMessage(f"curve.{error.message}", f"curve.{error.field}") from error
     return curve
+
+
+def calls_of_welcome(message: session_pb2.Welcome) -> tuple[DraftCall, ...]:
+    """What some of the replica's calls took; none where it does not say. Raises InvalidMessage, naming the field."""
+    if len(message.draft_calls) > MAX_CALLS:
+        raise InvalidMessage(f"draft_calls has more than {MAX_CALLS} calls", "draft_calls")
+    for call in message.draft_calls:
+        for name, least in (("sessions", 1), ("depth", 1), ("news", 0)):
+            within(f"draft_calls.{name}", getattr(call, name), least, MAX_INT32)
+        if not (math.isfinite(call.draft_ms) and call.draft_ms >= 0):
+            raise InvalidMessage("draft_calls.draft_ms must be a time", "draft_calls.draft_ms")
+    return tuple(DraftCall(call.sessions, call.depth, call.draft_ms, call.news) for call in message.draft_calls)

@@ -6,7 +6,7 @@ Knows no model and no lease: it calls the port behind it, and `on_session_end` f
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -22,6 +22,7 @@ from dspark.errors import (
 )
 from dspark.messages import DraftRequest, SessionFailure, SessionOpen, VerifyRequest
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, RouterId, SessionId
 from dspark.wire import codec, handshake
 from dspark.wire.checks import MAX_TREE_NODES, Bounds, is_session_id, name_from_pb, session_id_from_pb
@@ -145,10 +146,12 @@ class StreamService(ABC, Generic[_Backend]):
         silence_timeout_s: float,
         on_session_end: Callable[[SessionId], None] = lambda _: None,
         curve: ThroughputCurve | None = None,
+        calls: Sequence[DraftCall] = (),
         max_nodes: int = MAX_TREE_NODES,
         max_sessions: int = 4096,
     ) -> None:
-        """`silence_timeout_s` must be that of the routers: both ends derive their heartbeats from it. `curve` is a target's.
+        """`silence_timeout_s` must be that of the routers: both ends derive their heartbeats from it. `curve` is a target's, `calls` are
+        a drafter's.
 
         `on_session_end` is called once for each session that is over here: closed by its router, refused by the replica, or its
         stream ended. Not for one that its router took to a new stream.
@@ -156,7 +159,7 @@ class StreamService(ABC, Generic[_Backend]):
         self.backend = backend
         self.bounds = Bounds.of(card, max_nodes)
         self.silence_timeout_s = silence_timeout_s
-        self._welcome = handshake.welcome_to_pb(card, replica_id, curve)
+        self._welcome = handshake.welcome_to_pb(card, replica_id, curve, calls)
         self._on_session_end = on_session_end
         self._max_sessions = max_sessions
         self._owners: dict[SessionId, RouterStream] = {}

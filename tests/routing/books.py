@@ -42,9 +42,11 @@ class Books:
         curve = None if shape is None else curve_of(*shape)
         self.target = TargetEconomy(self.economy, curve, max_rows)
 
-    def session(self, name: str, drafter: str | None = "default", greedy: bool = True) -> Session:
+    def session(
+        self, name: str, drafter: str | None = "default", greedy: bool = True, tokens_per_second: float | None = None
+    ) -> Session:
         session = session_named(name, sampling=GREEDY if greedy else NOISY)
-        session.drafter = drafter
+        session.drafter, session.min_tokens_per_second = drafter, tokens_per_second
         self.target.enter(session)
         return session
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.routing.decisions import DECISION_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS, MOST_TRIES
+from dspark.routing.decisions import DECISION_STEPS, GIVEN_UP_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS, MOST_TRIES
 from dspark.routing.economy import DraftedRound
 from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, InFlight
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
@@ -242,3 +242,48 @@ def test_the_fixed_mode_drafts_and_verifies_all_whatever_it_costs() -> None:
     assert books.kept((session, UNLIKELY)) == [[0, 1, 2, 3]]
     assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER
     assert books.target.wait_ms(1, [InFlight(0.0, 4)]) == 0
+
+
+def test_a_session_that_was_given_up_may_explore_again_when_its_drafter_is_back() -> None:
+    """Alone on its target, it would else decode plainly to its end."""
+    books = Books(FLAT)
+    session = books.session("a")
+    for _ in range(MOST_TRIES):
+        assert not books.target.draft_limits(session).skips, "it is asked to, and has no draft in time"
+        books.plain_steps(session, 1)
+    assert books.target.draft_limits(session).skips
+    books.plain_steps(session, GIVEN_UP_STEPS)
+    assert not books.target.draft_limits(session).skips
+
+
+def test_a_plain_session_beside_many_is_no_draft_of_its_own() -> None:
+    """Nine sessions have no drafter: the call is for one, and what it wins is one session's."""
+    books = Books((10.0, 0.05))
+    for number in range(9):
+        books.session(f"plain-{number}", drafter=None)
+    session = books.session("a")
+    for sessions in (1, 10):
+        for depth in (1, 2, 3, 4):
+            books.economy.draft_done("default", sessions, depth, 0.1 * sessions)
+    known(books, session, LIKELY, (4, 3, 3, 1))
+    assert not books.decided(session).skips, "0.1 ms for one session's draft"
+    for depth in (1, 2, 3, 4):
+        for _ in range(50):
+            books.economy.draft_done("default", 1, depth, 9.0)
+    known(books, session, LIKELY, (4, 3, 3, 1))
+    assert books.decided(session).skips, "ten sessions would wait 9 ms for what one of them wins"
+
+
+def test_what_was_promised_is_drafted_for_where_the_others_are_not() -> None:
+    """Steps take 10 ms, drafts 8 ms for each session: what three would win is less than 24 ms, what one wins more than its 8."""
+    books = Books(FLAT)
+    for sessions in (1, 2, 3):
+        for depth in (1, 2, 3, 4):
+            books.economy.draft_done("default", sessions, depth, 8.0 * sessions)
+    usual, modest, promised = books.session("a"), books.session("b", tokens_per_second=90.0), books.session("c", tokens_per_second=110.0)
+    known(books, usual, CandidateTree.chain([1, 2, 3, 4], [0.5, 0.3, 0.2, 0.1]), (1, 2, 0, 1))
+    assert books.decided(usual).skips
+    assert books.target.draft_limits(usual).skips
+    assert books.target.draft_limits(modest).skips, "plain decoding gives it 100"
+    assert not books.target.draft_limits(promised).skips
+    assert books.target.will_draft(promised)

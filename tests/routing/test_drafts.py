@@ -10,6 +10,7 @@ from dspark.fakes import FakeDrafter, FakeLease, FakePool, LyingDrafter, ToyLaw
 from dspark.messages import DraftReport, DraftRequest
 from dspark.routing.draft_lanes import DraftLanes
 from dspark.routing.drafts import IDLE_ROUNDS, LeasedDrafts, NoDrafts
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -350,3 +351,16 @@ async def test_what_is_answered_to_is_what_request_and_answers_end_leave_of_the_
     desk.commit(*[4] * (desk.session.tokens_left - 2))
     await desk.drafts.propose(DraftLimits(3, 2, 4))
     assert desk.drafts.answered_to.max_depth == 1
+
+
+async def test_what_a_replica_says_of_its_calls_is_told_once() -> None:
+    """Real calls are seen afterwards, and say more."""
+    costs: list[tuple[int, int, float, int]] = []
+    pool = FakePool(FakeDrafter(LAW.guess))
+    lanes = DraftLanes(CountingObserver(), lambda *cost: costs.append(cost))
+    for _ in range(2):
+        lease = await pool.acquire(SessionId("s"))
+        lease.calls = (DraftCall(4, 2, 1.5, 12),)
+        lanes.enter(lease)
+        await lanes.leave(lease)
+    assert costs == [(4, 2, 1.5, 12)]

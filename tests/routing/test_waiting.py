@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from dspark.routing.target_economy import InFlight, TargetEconomy
+from dspark.routing.target_economy import InFlight, TargetEconomy, Waiting
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.session import Session
+from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, Books
 
 
@@ -89,6 +90,17 @@ def test_where_steps_cost_by_rows_and_drafts_can_be_hidden_sessions_go_in_two_ha
         books.target.leave(session)
     books.target.draft_limits(sessions[0])
     assert books.target.most_to_fire() is None, "one session is no two waves"
+
+
+def test_in_two_waves_a_promised_speed_counts_over_both() -> None:
+    """A half's step takes 40 ms or so: what its sessions commit in it has to do for the other half's step too."""
+    books, sessions = crowd((20.0, 2.0), 25.0)
+    half = books.target.most_to_fire()
+    assert half is not None
+    sessions[0].min_tokens_per_second = 16.0
+    waiting = [Waiting(session, CandidateTree.chain([1, 2, 3], [0.3, 0.09, 0.03])) for session in sessions]
+    assert books.target.plan(waiting).broken_promises == ()
+    assert books.target.plan(waiting[:half]).broken_promises == (sessions[0].session_id,)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 1.0])

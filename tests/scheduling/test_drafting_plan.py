@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspark.scheduling.costs import Floats, RoundCosts
-from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates
+from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates, promised_draft
 
 MOST = DraftLimits(4, 3, 8)
 
@@ -17,10 +17,16 @@ def chain_gains(survivals: list[float], num_nodes: int) -> Floats:  # [D + 1, N 
 
 
 def outlook(
-    survivals: list[float], draft_ms: list[float], *, sessions: int = 1, row_ms: float = 0.0, max_rows: int = 64
+    survivals: list[float],
+    draft_ms: list[float],
+    *,
+    sessions: int = 1,
+    drafting: int | None = None,
+    row_ms: float = 0.0,
+    max_rows: int = 64,
 ) -> DraftOutlook:
     costs = RoundCosts(10 + row_ms * np.arange(max_rows + 1.0), fixed_ms=1.0)
-    return DraftOutlook(sessions, chain_gains(survivals, MOST.max_nodes), np.asarray(draft_ms), costs, MOST)
+    return DraftOutlook(sessions, drafting or sessions, chain_gains(survivals, MOST.max_nodes), np.asarray(draft_ms), costs, MOST)
 
 
 def test_free_drafts_are_made_in_full_depth() -> None:
@@ -72,7 +78,8 @@ def test_the_chosen_depth_is_never_slower_than_plain_and_limits_hold(seed: int) 
     steps = 5 + np.cumsum(draw.random(65) * draw.choice([0.1, 1.0]) * (draw.random(65) < 0.2))
     gains = chain_gains(draw.random(4).tolist(), MOST.max_nodes)
     draft_ms = np.concatenate([[0.0], np.cumsum(draw.random(4) * 3)])
-    o = DraftOutlook(int(draw.integers(1, 20)), gains, draft_ms, RoundCosts(steps, 1.0), MOST)
+    num_sessions = int(draw.integers(1, 20))
+    o = DraftOutlook(num_sessions, int(draw.integers(1, num_sessions + 1)), gains, draft_ms, RoundCosts(steps, 1.0), MOST)
     chosen, rates = best_draft(o).limits, expected_rates(o)
     assert 0 <= chosen.max_depth <= 4
     assert chosen.max_depth <= chosen.max_nodes <= 8
@@ -90,3 +97,27 @@ def test_the_best_draft_tells_what_it_is_expected_to_bring() -> None:
     assert (skipped.limits, skipped.nodes_per_session, skipped.tau, skipped.gain) == (SKIP, 0.0, 1.0, 1.0)
     rates = expected_rates(o)
     assert choice.gain == pytest.approx(rates.max() / rates[0, 0], rel=2e-3)
+
+
+def test_what_few_sessions_win_must_pay_for_all_that_wait() -> None:
+    """A draft of 8 ms for one of ten sessions holds up all of them."""
+    draft_ms = [0.0, 8, 8, 8, 8]
+    assert best_draft(outlook([0.9] * 4, draft_ms, sessions=10, drafting=10)).limits.max_depth == 4
+    assert best_draft(outlook([0.9] * 4, draft_ms, sessions=10, drafting=1)).limits == SKIP
+    choice = best_draft(outlook([0.9] * 4, [0.0, 1, 1, 1, 1], sessions=10, drafting=2, row_ms=0.1))
+    assert choice.tau == pytest.approx(1 + sum(0.9**depth for depth in range(1, 5)))
+    assert choice.gain == pytest.approx((8 + 2 * choice.tau) / 10 * 12.0 / (12.0 + 1 + 0.8))
+
+
+def test_rows_are_there_for_the_candidates_of_those_that_draft() -> None:
+    assert expected_rates(outlook([0.5] * 4, [0.0] * 5, sessions=10, drafting=2)).shape == (5, 2 * 8 + 1)
+
+
+def test_a_promise_is_kept_by_the_fastest_draft_that_keeps_it() -> None:
+    """Drafting loses for all together, but two sessions were promised more than plain decoding gives them."""
+    o = outlook([0.9] * 4, [0.0, 4, 6, 8, 10], sessions=10, drafting=2)
+    plain = 1e3 / 11
+    assert best_draft(o).limits == SKIP
+    assert promised_draft(o, plain).limits == SKIP
+    assert [promised_draft(o, speed).limits.max_depth for speed in (120.0, 170.0, 200.0)] == [2, 3, 4], "159 at depth 2, 181 at 3, 195 at 4"
+    assert promised_draft(o, 1e4).limits.max_depth == 4, "what cannot be kept is kept as far as can be"

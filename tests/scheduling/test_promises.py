@@ -133,3 +133,14 @@ def test_broken_promises_are_those_whose_speed_the_plan_misses() -> None:
 
 def test_without_a_curve_promises_are_left_aside() -> None:
     assert plan({A: SessionNeed(CandidateTree.chain([1], [0.5]), min_tokens_per_second=1e9)}, 9).broken_promises == ()
+
+
+def test_where_sessions_go_in_halves_a_speed_counts_over_both_halves_rounds() -> None:
+    """10 ms a round: one candidate of 0.9 makes 190 tokens per second; over the 10 ms of the others too only 95, so two are needed."""
+    chain = CandidateTree.chain([1, 2], [0.9, 0.9])
+    other = CandidateTree.chain([1, 2], [0.95, 0.95])
+    needs = {A: SessionNeed(chain, min_tokens_per_second=120.0), B: SessionNeed(other)}
+    costs = RoundCosts(np.full(5, 10.0))
+    assert plan(needs, 4, costs).kept == {A: [0], B: [0]}
+    halves = plan(needs, 4, costs, others_ms=10.0)
+    assert (halves.kept, halves.broken_promises) == ({A: [0, 1], B: []}, ())

@@ -1,5 +1,6 @@
 """When router and replica meet: every value of a welcome is checked, and what does not belong together is refused."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from dspark.errors import FingerprintMismatch, InvalidMessage
 from dspark.scheduling.curve import ThroughputCurve
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import ModelCard, ReplicaId, RouterId
 from dspark.wire import handshake, tensors
 from dspark.wire.client import RemoteVerifier
@@ -141,3 +143,29 @@ async def test_a_router_that_connects_has_the_curve(curve: ThroughputCurve | Non
             assert curve is None or (remote.curve is not None and same_curve(remote.curve, curve))
         finally:
             await remote.disconnect()
+
+
+CALLS = (DraftCall(1, 7, 11.5, 3), DraftCall(16, 1, 20.25, 48))
+
+
+def test_what_a_drafters_calls_took_travels_with_its_card() -> None:
+    message = handshake.welcome_to_pb(CARD, ReplicaId("r"), calls=CALLS)
+    assert handshake.calls_of_welcome(message) == CALLS
+    assert handshake.calls_of_welcome(handshake.welcome_to_pb(CARD, ReplicaId("r"))) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sessions", 0), ("depth", 0), ("depth", -1), ("news", -1), ("draft_ms", -1.0), ("draft_ms", math.nan), ("draft_ms", math.inf)],
+)
+def test_a_forged_call_is_refused_with_the_fields_name(field: str, value: float) -> None:
+    message = handshake.welcome_to_pb(CARD, ReplicaId("r"), calls=CALLS)
+    setattr(message.draft_calls[1], field, value)
+    with pytest.raises(InvalidMessage) as caught:
+        handshake.calls_of_welcome(message)
+    assert caught.value.field == f"draft_calls.{field}"
+
+
+def test_calls_without_end_are_refused() -> None:
+    with pytest.raises(InvalidMessage, match="more than"):
+        handshake.calls_of_welcome(handshake.welcome_to_pb(CARD, ReplicaId("r"), calls=CALLS * 200))

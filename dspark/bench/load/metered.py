@@ -86,7 +86,7 @@ class _DrafterPool:
         lease = await self.inner.acquire(session_id)
         if self._drafter is None:
             self._drafter = MeteredDrafter(lease.drafter, self.on_drafts)
-        return LocalDrafterLease(self._drafter, lease.replica_id)
+        return LocalDrafterLease(self._drafter, lease.replica_id, lease.calls)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspark.wire.pb import tensor_pb2 as dspark_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64spark/v1/session.proto\x12\tdspark.v1\x1a\x16\x64spark/v1/tensor.proto\"f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\"\xfb\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x12\n\nmax_length\x18\x05 \x01(\x05\x12\x15\n\reos_token_ids\x18\x06 \x03(\x05\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12\x12\n\ntap_layers\x18\t \x03(\x05\x12)\n\x05\x63urve\x18\n \x01(\x0b\x32\x1a.dspark.v1.ThroughputCurve\"\x81\x01\n\x0fThroughputCurve\x12\x1f\n\x04rows\x18\x01 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12)\n\x0e\x63ontext_tokens\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\"\n\x07step_ms\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensor\"\x0b\n\tHeartbeat\"j\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\x05\"\xa7\x01\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12%\n\x08sampling\x18\x03 \x01(\x0b\x32\x13.dspark.v1.Sampling\x12\r\n\x05\x65poch\x18\x04 \x01(\x05\x12(\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x16.dspark.v1.FeatureSpec\">\n\x0b\x46\x65\x61tureSpec\x12\x1b\n\x13\x64rafter_fingerprint\x18\x01 \x01(\t\x12\x12\n\ntap_layers\x18\x02 \x03(\x05\"g\n\x0c\x46\x65\x61tureChunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x11\n\tprojected\x18\x03 \x01(\x08\x12!\n\x06values\x18\x04 \x01(\x0b\x32\x11.dspark.v1.Tensor\"\"\n\x0cSessionClose\x12\x12\n\nsession_id\x18\x01 \x01(\t\"D\n\x0eSessionFailure\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"s\n\x04Tree\x12$\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\"\n\x07parents\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12!\n\x06scores\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64spark/v1/session.proto\x12\tdspark.v1\x1a\x16\x64spark/v1/tensor.proto\"f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\"\xa6\x02\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x12\n\nmax_length\x18\x05 \x01(\x05\x12\x15\n\reos_token_ids\x18\x06 \x03(\x05\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12\x12\n\ntap_layers\x18\t \x03(\x05\x12)\n\x05\x63urve\x18\n \x01(\x0b\x32\x1a.dspark.v1.ThroughputCurve\x12)\n\x0b\x64raft_calls\x18\x0b \x03(\x0b\x32\x14.dspark.v1.DraftCall\"L\n\tDraftCall\x12\x10\n\x08sessions\x18\x01 \x01(\x05\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x05\x12\x10\n\x08\x64raft_ms\x18\x03 \x01(\x02\x12\x0c\n\x04news\x18\x04 \x01(\x05\"\x81\x01\n\x0fThroughputCurve\x12\x1f\n\x04rows\x18\x01 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12)\n\x0e\x63ontext_tokens\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\"\n\x07step_ms\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensor\"\x0b\n\tHeartbeat\"j\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\x05\"\xa7\x01\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12%\n\x08sampling\x18\x03 \x01(\x0b\x32\x13.dspark.v1.Sampling\x12\r\n\x05\x65poch\x18\x04 \x01(\x05\x12(\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x16.dspark.v1.FeatureSpec\">\n\x0b\x46\x65\x61tureSpec\x12\x1b\n\x13\x64rafter_fingerprint\x18\x01 \x01(\t\x12\x12\n\ntap_layers\x18\x02 \x03(\x05\"g\n\x0c\x46\x65\x61tureChunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x11\n\tprojected\x18\x03 \x01(\x08\x12!\n\x06values\x18\x04 \x01(\x0b\x32\x11.dspark.v1.Tensor\"\"\n\x0cSessionClose\x12\x12\n\nsession_id\x18\x01 \x01(\t\"D\n\x0eSessionFailure\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"s\n\x04Tree\x12$\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12\"\n\x07parents\x18\x02 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12!\n\x06scores\x18\x03 \x01(\x0b\x32\x11.dspark.v1.Tensorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=62
   _globals['_HELLO']._serialized_end=164
   _globals['_WELCOME']._serialized_start=167
-  _globals['_WELCOME']._serialized_end=418
-  _globals['_THROUGHPUTCURVE']._serialized_start=421
-  _globals['_THROUGHPUTCURVE']._serialized_end=550
-  _globals['_HEARTBEAT']._serialized_start=552
-  _globals['_HEARTBEAT']._serialized_end=563
-  _globals['_SAMPLING']._serialized_start=565
-  _globals['_SAMPLING']._serialized_end=671
-  _globals['_SESSIONOPEN']._serialized_start=674
-  _globals['_SESSIONOPEN']._serialized_end=841
-  _globals['_FEATURESPEC']._serialized_start=843
-  _globals['_FEATURESPEC']._serialized_end=905
-  _globals['_FEATURECHUNK']._serialized_start=907
-  _globals['_FEATURECHUNK']._serialized_end=1010
-  _globals['_SESSIONCLOSE']._serialized_start=1012
-  _globals['_SESSIONCLOSE']._serialized_end=1046
-  _globals['_SESSIONFAILURE']._serialized_start=1048
-  _globals['_SESSIONFAILURE']._serialized_end=1116
-  _globals['_TREE']._serialized_start=1118
-  _globals['_TREE']._serialized_end=1233
+  _globals['_WELCOME']._serialized_end=461
+  _globals['_DRAFTCALL']._serialized_start=463
+  _globals['_DRAFTCALL']._serialized_end=539
+  _globals['_THROUGHPUTCURVE']._serialized_start=542
+  _globals['_THROUGHPUTCURVE']._serialized_end=671
+  _globals['_HEARTBEAT']._serialized_start=673
+  _globals['_HEARTBEAT']._serialized_end=684
+  _globals['_SAMPLING']._serialized_start=686
+  _globals['_SAMPLING']._serialized_end=792
+  _globals['_SESSIONOPEN']._serialized_start=795
+  _globals['_SESSIONOPEN']._serialized_end=962
+  _globals['_FEATURESPEC']._serialized_start=964
+  _globals['_FEATURESPEC']._serialized_end=1026
+  _globals['_FEATURECHUNK']._serialized_start=1028
+  _globals['_FEATURECHUNK']._serialized_end=1131
+  _globals['_SESSIONCLOSE']._serialized_start=1133
+  _globals['_SESSIONCLOSE']._serialized_end=1167
+  _globals['_SESSIONFAILURE']._serialized_start=1169
+  _globals['_SESSIONFAILURE']._serialized_end=1237
+  _globals['_TREE']._serialized_start=1239
+  _globals['_TREE']._serialized_end=1354
 # @@protoc_insertion_point(module_scope)

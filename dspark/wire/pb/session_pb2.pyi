@@ -20,7 +20,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[str] = ..., router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint", "tap_layers", "curve")
+    __slots__ = ("protocol", "replica_id", "model_name", "vocab_size", "max_length", "eos_token_ids", "model_fingerprint", "tokenizer_fingerprint", "tap_layers", "curve", "draft_calls")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Welcome(_message.Message):
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TAP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_CALLS_FIELD_NUMBER: _ClassVar[int]
     protocol: str
     replica_id: str
     model_name: str
@@ -41,7 +42,20 @@ class Welcome(_message.Message):
     tokenizer_fingerprint: str
     tap_layers: _containers.RepeatedScalarFieldContainer[int]
     curve: ThroughputCurve
-    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ..., curve: _Optional[_Union[ThroughputCurve, _Mapping]] = ...) -> None: ...
+    draft_calls: _containers.RepeatedCompositeFieldContainer[DraftCall]
+    def __init__(self, protocol: _Optional[str] = ..., replica_id: _Optional[str] = ..., model_name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., tap_layers: _Optional[_Iterable[int]] = ..., curve: _Optional[_Union[ThroughputCurve, _Mapping]] = ..., draft_calls: _Optional[_Iterable[_Union[DraftCall, _Mapping]]] = ...) -> None: ...
+
+class DraftCall(_message.Message):
+    __slots__ = ("sessions", "depth", "draft_ms", "news")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
+    sessions: int
+    depth: int
+    draft_ms: float
+    news: int
+    def __init__(self, sessions: _Optional[int] = ..., depth: _Optional[int] = ..., draft_ms: _Optional[float] = ..., news: _Optional[int] = ...) -> None: ...
 
 class ThroughputCurve(_message.Message):
     __slots__ = ("rows", "context_tokens", "step_ms")

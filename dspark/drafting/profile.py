@@ -1,0 +1,84 @@
+"""What calls of a drafter take, measured when it is loaded: for some numbers of sessions, deep and shallow, with little and with much
+news. Routers begin with it; without it they would find out by drafting for sessions that gain nothing by it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dspark.config import DrafterConfig
+from dspark.drafting.batch import CachedDrafter
+from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
+from dspark.scheduling.draft_cost import DraftCall
+from dspark.types import SamplingParams, SessionId
+
+SESSION_COUNTS = (1, 4, 16)
+CONTEXT_TOKENS = 32
+NEWS_TOKENS = 3
+"""Per session and call, about what a round commits."""
+CALLS = 2
+"""Of each shape, beside the one that reads the context."""
+SESSION_TOKENS = 64
+"""Of the cache, that a session here may take: context, news and candidates."""
+BUDGET_S = 3.0
+"""No further number of sessions is begun after it."""
+
+
+def profile_drafter(drafter: CachedDrafter[Any], config: DrafterConfig, hidden_size: int | None) -> tuple[DraftCall, ...]:
+    """Some calls as `config` allows them, of sessions that are gone afterwards; none where nothing is to be drafted.
+
+    `hidden_size`: of the features that the drafter reads; None for one that reads tokens.
+    """
+    depths = sorted({1, config.max_depth} - {0})
+    started_s, calls = time.perf_counter(), list[DraftCall]()
+    for count in SESSION_COUNTS if config.max_depth > 0 else ():
+        if count * SESSION_TOKENS > config.kv_cache.num_tokens or time.perf_counter() - started_s > BUDGET_S:
+            break
+        groups = (_Group(drafter, config, hidden_size, count) for _ in range(2))
+        calls += [group.calls(depths) for group in groups][-1]  # the first meets shapes that kernels are still to be made for
+    return tuple(calls)
+
+
+class _Group:
+    """So many sessions of equal length."""
+
+    def __init__(self, drafter: CachedDrafter[Any], config: DrafterConfig, hidden_size: int | None, count: int) -> None:
+        self._drafter = drafter
+        self._config = config
+        self._hidden_size = hidden_size
+        self._names = [SessionId(f"profile-{number}") for number in range(count)]
+        self._length = CONTEXT_TOKENS
+        self._num_read = 0
+        """Features given."""
+
+    def calls(self, depths: Sequence[int]) -> list[DraftCall]:
+        """The first one reads the context; that of a drafter that reads tokens is read before, as when a session gets its place."""
+        for name in self._names:
+            self._drafter.open(SessionOpen(name, (0,) * CONTEXT_TOKENS, SamplingParams(temperature=1.0)))
+        try:
+            first = self._call(0 if self._hidden_size is None else depths[-1], 0)
+            return [*([first] if first.depth > 0 else []), *(self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(CALLS))]
+        finally:
+            for name in self._names:
+                self._drafter.close(name)
+
+    def _call(self, depth: int, num_new: int) -> DraftCall:
+        self._length += num_new
+        features = self._features()
+        nodes = max(1, self._config.max_nodes)
+        requests = [
+            DraftRequest(name, self._length, (0,) * num_new, depth, nodes, features, max(1, self._config.max_width))
+            for name in self._names
+        ]
+        report = self._drafter.draft(requests)
+        num_news = num_new if features is None else len(features.values)
+        return DraftCall(len(self._names), depth, report.draft_ms, num_news * len(self._names))
+
+    def _features(self) -> ContextFeatures | None:
+        """All that are missing: those of the anchor come a round later."""
+        if self._hidden_size is None:
+            return None
+        start, self._num_read = self._num_read, self._length - 1
+        return ContextFeatures(start, np.zeros((self._num_read - start, self._hidden_size), np.uint16), projected=True)

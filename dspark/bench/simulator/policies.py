@@ -15,6 +15,7 @@ from typing import Protocol
 
 from dspark.bench.simulator.costs import Setup
 from dspark.config import DrafterConfig
+from dspark.drafting.profile import SESSION_COUNTS
 from dspark.errors import ConfigError
 from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
@@ -146,7 +147,7 @@ class FixedRouter:
 
 
 class PlannedRouter:
-    """This project's. Its targets were profiled when they started; what else costs something it finds out."""
+    """This project's. Its targets and its drafter were profiled when they started; what drafts are worth it finds out."""
 
     drafter = DRAFTER
 
@@ -155,6 +156,9 @@ class PlannedRouter:
         config = DrafterConfig(max_depth=most.max_depth, max_nodes=most.max_nodes, max_width=max(1, most.max_width))
         self.economy = Economy({DRAFTER: config}, overlap=0.0 if setup.one_processor else 1.0)
         self._setup = setup
+        for count in SESSION_COUNTS if most.max_depth > 0 else ():
+            for depth in {1, most.max_depth}:
+                self.economy.draft_done(DRAFTER, count, depth, setup.draft.ms(count, depth))
 
     def books(self) -> Books:
         """See Router."""

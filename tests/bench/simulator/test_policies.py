@@ -98,11 +98,17 @@ def test_drafts_that_lose_cost_planned_no_more_than_the_purse() -> None:
 
 
 def test_only_a_few_sessions_explore_at_the_same_time() -> None:
-    """Where each row costs as much as an anchor, nothing that is drafted for sixteen sessions pays. They all came before anything was
-    known, and what they began with says nothing of later tries."""
-    tally, router = planned(replace(SETUP, target=DEAR_ROWS), USELESS, clients=16, num_tokens=16_000)
+    """Good drafts would pay; these do not. They all came before anything was known, and what they began with says nothing of later
+    tries."""
+    tally, router = planned(replace(SETUP, target=TargetCosts(curve_of([1, 128], [8.0, 16.0]))), USELESS, clients=16, num_tokens=16_000)
     assert tally.drafted < 0.05 * tally.rounds
     assert 1 <= max(router.calls[1:]) <= MOST_EXPLORERS
+
+
+def test_what_could_not_pay_if_drafts_were_perfect_is_never_tried() -> None:
+    """Each row costs as much as an anchor, and what drafts cost is known from the start."""
+    tally, router = planned(replace(SETUP, target=DEAR_ROWS), GOOD, clients=16, num_tokens=4_000)
+    assert (tally.drafted, router.calls) == (0, [])
 
 
 @pytest.mark.parametrize("table", [GOOD, ChanceTable.of_chain([0.6] * 4)])

@@ -31,7 +31,7 @@ class DraftLimits:
     """What a drafter may propose to one session."""
 
     max_depth: int
-    """0 proposes nothing and only keeps the drafter's state fresh."""
+    """0 proposes nothing; a drafter that is asked for it only reads what is new."""
     max_width: int
     """Children of one node."""
     max_nodes: int
@@ -54,7 +54,7 @@ class DraftOutlook:
     num_drafting: int
     """Of these, the ones that would be drafted for, all by one drafter: K, at least 1."""
     gains: Floats  # [D + 1, N + 1] expected accepted tokens of a session by depth drafted and candidates verified; 0 in row and column 0
-    draft_ms: Floats  # [D + 1] by depth, for num_drafting together; index 0 is what keeping the drafter fresh costs
+    draft_ms: Floats  # [D + 1] by depth, for num_drafting together; index 0 is what rounds without drafts pay to it: nothing, so far
     costs: RoundCosts
     """Of the target; its own draft_ms is not read."""
     most: DraftLimits

@@ -1,7 +1,8 @@
 """Who answers the prompts: the engine in this process, or any server with OpenAI's API. Both give token ids.
 
 A server that returns ids (this project's, vLLM) is asked with ids and taken at its word; from any other the text is tokenised again,
-which is close to what the target wrote but not always the same cut. Does not know samples, folders or the order of jobs.
+which is close to what the target wrote but not always the same cut; the end that a text does not show is added where the server says
+that the target stopped by itself. Does not know samples, folders or the order of jobs.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dspark.config import DrafterConfig, EngineConfig, KvCacheConfig, LimitsConfig, TargetConfig
-from dspark.deepspec.prompts import Prompt
+from dspark.deepspec.prompts import Ends, Prompt
 from dspark.errors import ConfigError, InvalidRequest, TargetUnavailable
 from dspark.serving.text_codec import TextCodec
 
@@ -104,7 +105,10 @@ class ServerAnswerer:
 
     source = "server"
 
-    def __init__(self, url: str, model: str | None, codec: TextCodec, vocab_size: int, *, ignore_eos: bool = False) -> None:
+    def __init__(
+        self, url: str, model: str | None, codec: TextCodec, vocab_size: int, *, ends: Ends | None = None, ignore_eos: bool = False
+    ) -> None:
+        self._ends = ends or Ends()
         self._url = url.rstrip("/").removesuffix("/v1")
         self._model = model
         self._codec = codec
@@ -163,15 +167,18 @@ class ServerAnswerer:
     async def _ids_by_text(self, job: Job) -> list[int]:
         prompt = job.prompt
         if prompt.messages is None:
-            text = _choice(await self._post("/v1/completions", self._options(job) | {"prompt": prompt.text})).get("text")
+            choice = _choice(await self._post("/v1/completions", self._options(job) | {"prompt": prompt.text}))
+            text, end = choice.get("text"), self._ends.text
         else:
             body = self._options(job) | {"messages": prompt.messages}
             if prompt.thinking is not None:
                 body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
-            text = self._spoken(_choice(await self._post("/v1/chat/completions", body)).get("message"))
+            choice = _choice(await self._post("/v1/chat/completions", body))
+            text, end = self._spoken(choice.get("message")), self._ends.turn
         if not isinstance(text, str):
             raise ConfigError(f"{self._url}: an answer without text", "server")
-        return list(self._codec.backend.encode(text, add_special_tokens=False).ids)
+        ids = self._codec.backend.encode(text, add_special_tokens=False).ids
+        return [*ids, *end] if choice.get("finish_reason") == "stop" else list(ids)
 
     def _spoken(self, message: Any) -> Any:
         if not isinstance(message, Mapping):

@@ -39,6 +39,8 @@ COPIES: dict[DraftFormat, tuple[str, ...]] = {
     "speculators": (EMBEDDING, HEAD, VERIFIER_HEAD, VERIFIER_NORM),
     "eagle": (),
 }
+PROBED_FORMATS: tuple[DraftFormat, ...] = ("specforge", "speculators")
+"""Written by several programs, which do not count tap layers alike; DeepSpec and this project's own format have one convention."""
 _TARGET_NAMES = {
     EMBEDDING: ("model.embed_tokens.weight", "embed_tokens.weight"),
     HEAD: ("lm_head.weight",),
@@ -210,8 +212,7 @@ def _with_target_layers(checkpoint: DraftCheckpoint, target: Path | None, draft_
 
 
 def _probe(checkpoint: DraftCheckpoint, target: Path | None, texts: Sequence[Sequence[int]] | None) -> TapProbe | None:
-    """DeepSpec and this project's own format have one convention; the other two are written by several programs."""
-    if target is None or checkpoint.format not in ("specforge", "speculators"):
+    if target is None or checkpoint.format not in PROBED_FORMATS:
         return None
     return probe_taps(checkpoint, target, texts)
 

@@ -43,7 +43,8 @@ class DecodingPlan:
     concurrency: int = 8
     """Prompts in flight together."""
     seed: int = 20261125
-    """Of the sampling noise; every prompt and drafter gets the same."""
+    """Of the sampling noise: prompt n draws from seed + n with every drafter. With one seed for all, prompts would share the noise of
+    equal positions, and intervals over prompts would be too narrow."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -108,6 +109,11 @@ class Decoder:
         self._config = target
         self._target: LoadedTarget = load_target(target)
         self.codec = TextCodec(load_tokenizer(resolve_folder(target)))
+
+    @property
+    def target_facts(self) -> dict[str, object]:
+        """What the target's answers depend on."""
+        return {"config": self._config.model_dump(mode="json"), "weights": self._target.card.model_fingerprint}
 
     def node_trace(
         self,
@@ -174,15 +180,15 @@ async def _decode(
 ) -> list[Completion]:
     places = asyncio.Semaphore(plan.concurrency)
 
-    async def one(prompt: Sequence[int]) -> Completion:
+    async def one(number: int, prompt: Sequence[int]) -> Completion:
         async with places:
             (request,) = engine.requests(
-                [prompt], max_tokens=plan.max_tokens, temperature=temperature, seed=plan.seed, ignore_eos=True
+                [prompt], max_tokens=plan.max_tokens, temperature=temperature, seed=plan.seed + number, ignore_eos=True
             )
             completion = await engine.complete(request)
             done()
             return completion
 
     async with engine, asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(one(prompt)) for prompt in prompts]
+        running = [tasks.create_task(one(number, prompt)) for number, prompt in enumerate(prompts)]
     return [task.result() for task in running]

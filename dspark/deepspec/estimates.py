@@ -1,4 +1,4 @@
-"""How much a `prepare` will make, before it makes it: samples, tokens, bytes on disk, and time once a rate is known.
+"""How much a `prepare` will make, before it makes it: samples, tokens, bytes on disk; and time, from a short trial (time_probe.py).
 
 Counts all records, tokenises the first ones only, and extrapolates by characters. Disk is refused on the upper bound, where every
 answer has full length: half a data set is found out too late. Does not know who answers.
@@ -54,8 +54,6 @@ class Estimate:
             table.add_row("answer tokens", f"at most {self.max_answer_tokens:,}")
         needed = max(0, self.max_disk_bytes - present_bytes)
         table.add_row("disk", f"at most {decimal(needed)} more; {decimal(free_bytes(folder))} free")
-        if self.max_answer_tokens:
-            table.add_row("time", "told after the first answers")
         return table
 
     def check_disk(self, folder: Path, present_bytes: int) -> None:

@@ -4,7 +4,7 @@ what is made of the traces.
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dspark.bench.prompts import load_prompts
 from dspark.config import DrafterConfig
 from dspark.deepspec.decoding import Decoder, DecodingPlan
+from dspark.deepspec.finished_runs import CHAINS, RESULTS, TREES, FinishedRuns, drafter_facts
 from dspark.deepspec.fitting import FitOptions, FitResult, fit_temperatures, write_calibration
 from dspark.deepspec.fitting_net import NetReport, fit_net
 from dspark.deepspec.node_traces import NodeTrace
@@ -57,49 +58,111 @@ def _prompts(path: Path, count: int) -> list[str]:
     return prompts
 
 
-def evaluate(decoder: Decoder, drafters: Mapping[str, DrafterConfig], prompt_sets: PromptSets, plan: EvaluationPlan) -> Report:
-    """Decode everything; interleaved so that every drafter meets every prompt set early."""
+def evaluate(
+    decoder: Decoder, drafters: Mapping[str, DrafterConfig], prompt_sets: PromptSets, plan: EvaluationPlan, runs: FinishedRuns
+) -> Report:
+    """Decode everything that `runs` does not hold yet; interleaved so that every drafter meets every prompt set early."""
     steps = [(s, t, d) for s in prompt_sets for t in plan.temperatures for d in drafters]
     results: list[EvaluationResult] = []
     with _bars() as bars:
         for prompt_set, temperature, name in steps:
             prompts = prompt_sets[prompt_set]
-            task = bars.add_task(f"{name}, {prompt_set}, temperature {temperature:g}", total=len(prompts))
-            trace, seconds = decoder.trace(drafters[name], prompts, temperature, plan.decoding, partial(bars.advance, task))
-            sweep: tuple[SweepRow, ...] = ()
-            if plan.thresholds and prompt_set == next(iter(prompt_sets)) and trace.has_confidence:
-                sweep = _sweep(decoder, drafters[name], prompts, temperature, plan, bars)
-            results.append(
-                evaluation_result(
-                    trace,
-                    drafter=name,
-                    prompt_set=prompt_set,
-                    temperature=temperature,
-                    depth=plan.decoding.depth,
-                    max_tokens=plan.decoding.max_tokens,
-                    seconds=seconds,
-                    sweep=sweep,
-                )
-            )
+            thresholds = plan.thresholds if prompt_set == next(iter(prompt_sets)) else ()
+            one = _OneRun(decoder, name, drafters[name], prompt_set, prompts, temperature, thresholds, plan.decoding)
+            results.append(runs.once(RESULTS, one.facts, partial(one.decode, bars)))
     return Report("Drafters compared", tuple(results), facts(plan.decoding))
 
 
+@dataclass(frozen=True, slots=True)
+class _OneRun:
+    """One drafter on one prompt set at one temperature."""
+
+    decoder: Decoder
+    name: str
+    drafter: DrafterConfig
+    prompt_set: str
+    prompts: Sequence[Sequence[int]]
+    temperature: float
+    thresholds: tuple[float, ...]
+    plan: DecodingPlan
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All that the result depends on."""
+        decoded = decoding_facts(self.decoder, self.drafter, self.prompts, self.temperature, self.plan)
+        return decoded | {"name": self.name, "prompt_set": self.prompt_set, "thresholds": self.thresholds}
+
+    def decode(self, bars: Progress) -> EvaluationResult:
+        """The result, with the sweep where there is one."""
+        task = bars.add_task(f"{self.name}, {self.prompt_set}, temperature {self.temperature:g}", total=len(self.prompts))
+        trace, seconds = self.decoder.trace(self.drafter, self.prompts, self.temperature, self.plan, partial(bars.advance, task))
+        return evaluation_result(
+            trace,
+            drafter=self.name,
+            prompt_set=self.prompt_set,
+            temperature=self.temperature,
+            depth=self.plan.depth,
+            max_tokens=self.plan.max_tokens,
+            seconds=seconds,
+            sweep=self._sweep(bars) if self.thresholds and trace.has_confidence else (),
+        )
+
+    def _sweep(self, bars: Progress) -> tuple[SweepRow, ...]:
+        """The same prompts once more for each threshold: a cut changes the rounds after it, so it cannot be computed from one trace."""
+        rows = []
+        task = bars.add_task(f"thresholds at temperature {self.temperature:g}", total=len(self.thresholds))
+        for threshold in self.thresholds:
+            cut = self.drafter.model_copy(update={"min_survival": threshold})
+            rows.append(sweep_row(threshold, self.decoder.trace(cut, self.prompts, self.temperature, self.plan)[0]))
+            bars.advance(task)
+        return tuple(rows)
+
+
+def decoding_facts(
+    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperature: float, plan: DecodingPlan
+) -> dict[str, object]:
+    """All that a trace depends on."""
+    return {
+        "target": decoder.target_facts,
+        "drafter": drafter_facts(drafter),
+        "prompts": [list(prompt) for prompt in prompts],
+        "temperature": temperature,
+        "plan": asdict(plan),
+    }
+
+
 def collect(
-    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
+    decoder: Decoder,
+    drafter: DrafterConfig,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    plan: DecodingPlan,
+    runs: FinishedRuns,
 ) -> DecodingTrace:
     """Traces of one drafter at several temperatures, for fitting. The same prompt is the same session at each of them."""
-    return DecodingTrace.concatenate(
-        _at_each(temperatures, "decoding", len(prompts), lambda t, done: decoder.trace(drafter, prompts, t, plan, done)[0])
-    )
+
+    def at(temperature: float, done: Callable[[], None]) -> DecodingTrace:
+        known = decoding_facts(decoder, drafter, prompts, temperature, plan)
+        return runs.once(CHAINS, known, lambda: decoder.trace(drafter, prompts, temperature, plan, done)[0])
+
+    return DecodingTrace.concatenate(_at_each(temperatures, "decoding", len(prompts), at))
 
 
 def collect_nodes(
-    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], plan: DecodingPlan
+    decoder: Decoder,
+    drafter: DrafterConfig,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    plan: DecodingPlan,
+    runs: FinishedRuns,
 ) -> NodeTrace:
     """Verdicts on the candidates of trees, at several temperatures."""
-    return NodeTrace.concatenate(
-        _at_each(temperatures, "trees", len(prompts), lambda t, done: decoder.node_trace(drafter, prompts, t, plan, done))
-    )
+
+    def at(temperature: float, done: Callable[[], None]) -> NodeTrace:
+        known = decoding_facts(decoder, drafter, prompts, temperature, plan)
+        return runs.once(TREES, known, lambda: decoder.node_trace(drafter, prompts, temperature, plan, done))
+
+    return NodeTrace.concatenate(_at_each(temperatures, "trees", len(prompts), at))
 
 
 def _at_each(
@@ -159,23 +222,10 @@ def facts(plan: DecodingPlan) -> dict[str, str]:
     """What a reader needs to judge the numbers."""
     return {
         "decoding": f"the Engine, chains of up to {plan.depth}, {plan.max_tokens} tokens per prompt, end of text ignored, "
-        f"seed {plan.seed}, {plan.concurrency} prompts in flight",
+        f"seed {plan.seed} + number of the prompt, {plan.concurrency} prompts in flight",
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} torch thread(s)",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
-
-
-def _sweep(
-    decoder: Decoder, drafter: DrafterConfig, prompts: Sequence[Sequence[int]], temperature: float, plan: EvaluationPlan, bars: Progress
-) -> tuple[SweepRow, ...]:
-    """The same prompts once more for each threshold: a cut changes the rounds after it, so it cannot be computed from one trace."""
-    rows = []
-    task = bars.add_task(f"thresholds at temperature {temperature:g}", total=len(plan.thresholds))
-    for threshold in plan.thresholds:
-        cut = drafter.model_copy(update={"min_survival": threshold})
-        rows.append(sweep_row(threshold, decoder.trace(cut, prompts, temperature, plan.decoding)[0]))
-        bars.advance(task)
-    return tuple(rows)
 
 
 def _bars() -> Progress:

@@ -2,7 +2,9 @@
 
 One entry per sample, keyed by its tokens. Kept as bfloat16, or as 8-bit floats with a scale per position. The limit holds for data
 and index together.
-The cache can be removed at any time; a run gives other last digits with it than without, so a resumed run should keep its choice.
+What comes out is always rounded to the format, whether it was kept, just computed, or found no room: a run that is killed and goes on
+finds more in the cache than an unkilled one did at that step, and must compute the same losses. It gives other last digits with a
+cache than without, so a resumed run should keep its choice.
 
 Symbols: B samples, S positions, w numbers per position (m taps and the final hidden state side by side).
 """
@@ -76,25 +78,33 @@ class CachedFeatures:
         return self._data_bytes + self._index_bytes
 
     def view(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> TargetView:
-        """See FeatureSource. A batch is read from disk only if all of it is there."""
+        """See FeatureSource; float32, zero where nothing is text. The target runs unless all of the batch is there.
+
+        It always runs on the whole batch, and what is there wins: so the numbers of a text never depend on what was kept beside it.
+        """
         ids = token_ids.cpu().numpy()
         keys = [self._key(row[:length]) for row, length in zip(ids, lengths.tolist(), strict=True)]
         if all(key in self._places for key in keys):
-            return self._stored(keys, token_ids)
+            rows = [self._read(self._places[key]) for key in keys]
+            return _padded(rows, self._places[keys[0]].tap_width, token_ids)
         view = self._online.view(token_ids, lengths)
+        tap_width, rows = view.taps.shape[-1], []
         for row, (key, length) in enumerate(zip(keys, lengths.tolist(), strict=True)):
             if key not in self._places:
-                self._keep(key, torch.cat((view.taps[row, :length], view.hidden[row, :length]), -1), view.taps.shape[-1])
-        return view
+                encoded = self._encode(torch.cat((view.taps[row, :length], view.hidden[row, :length]), -1))
+                self._keep(key, encoded, length, tap_width)
+                rows.append(self._decode(encoded, length))
+            else:
+                rows.append(self._read(self._places[key]))
+        return _padded(rows, tap_width, token_ids)
 
     def _key(self, ids: NDArray[np.int64]) -> str:
         return hashlib.blake2b(self._identity + np.ascontiguousarray(ids).tobytes(), digest_size=16).hexdigest()
 
-    def _keep(self, key: str, values: torch.Tensor, tap_width: int) -> None:
+    def _keep(self, key: str, encoded: bytes, positions: int, tap_width: int) -> None:
         if self._full:
             return
-        encoded = self._encode(values)
-        place = _Place(self._data_bytes, len(encoded), len(values), tap_width)
+        place = _Place(self._data_bytes, len(encoded), positions, tap_width)
         line = json.dumps({"key": key, "dtype": self._options.dtype, "place": astuple(place)}).encode() + b"\n"
         if self.used_bytes + len(encoded) + len(line) > self._options.limit_bytes:
             return
@@ -114,15 +124,6 @@ class CachedFeatures:
         os.truncate(self._data, self._data_bytes)
         os.truncate(self._index, self._index_bytes)
 
-    def _stored(self, keys: list[str], like: torch.Tensor) -> TargetView:
-        rows = [self._decode(self._places[key]) for key in keys]
-        tap_width = self._places[keys[0]].tap_width
-        values = torch.zeros((*like.shape, rows[0].shape[-1]), dtype=torch.float32)
-        for row, stored in enumerate(rows):
-            values[row, : len(stored)] = stored
-        values = values.to(like.device)
-        return TargetView(values[..., :tap_width], values[..., tap_width:])
-
     def _encode(self, values: torch.Tensor) -> bytes:
         """[S, w] as bytes: bfloat16, or one float32 scale and w 8-bit floats per position."""
         values = values.detach().cpu().float()
@@ -132,14 +133,18 @@ class CachedFeatures:
         packed = (values / scales).to(torch.float8_e4m3fn).view(torch.uint8)
         return torch.cat((scales.view(torch.uint8), packed), dim=-1).numpy().tobytes()
 
-    def _decode(self, place: _Place) -> torch.Tensor:
-        """[S, w] float32."""
+    def _read(self, place: _Place) -> torch.Tensor:
+        """[S, w] float32 from the data file."""
         with self._data.open("rb") as file:
             file.seek(place.start)
-            raw = bytearray(file.read(place.num_bytes))
+            return self._decode(file.read(place.num_bytes), place.positions)
+
+    def _decode(self, encoded: bytes, positions: int) -> torch.Tensor:
+        """[S, w] float32."""
+        raw = bytearray(encoded)
         if self._options.dtype == "bfloat16":
-            return torch.frombuffer(raw, dtype=torch.bfloat16).view(place.positions, -1).float()
-        rows = torch.frombuffer(raw, dtype=torch.uint8).view(place.positions, -1)
+            return torch.frombuffer(raw, dtype=torch.bfloat16).view(positions, -1).float()
+        rows = torch.frombuffer(raw, dtype=torch.uint8).view(positions, -1)
         return rows[:, 4:].contiguous().view(torch.float8_e4m3fn).float() * rows[:, :4].contiguous().view(torch.float32)
 
     def _read_index(self) -> None:
@@ -159,6 +164,15 @@ class CachedFeatures:
             self._data_bytes += place.num_bytes
             self._index_bytes += len(line)
         self._cut()
+
+
+def _padded(rows: list[torch.Tensor], tap_width: int, like: torch.Tensor) -> TargetView:
+    """Rows [S_i, w] as a batch for the ids `like` [B, S], on their device."""
+    values = torch.zeros((*like.shape, rows[0].shape[-1]), dtype=torch.float32)
+    for row, found in enumerate(rows):
+        values[row, : len(found)] = found
+    values = values.to(like.device)
+    return TargetView(values[..., :tap_width], values[..., tap_width:])
 
 
 def _append(path: Path, data: bytes) -> None:

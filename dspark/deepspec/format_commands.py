@@ -55,6 +55,12 @@ def convert(
         raise _failed(error) from None
     if done.probe is not None:
         console.print(f"tap layers: {done.probe.summary()}", markup=False)
+    elif tap_shift is None and done.source.format in checkpoints.PROBED_FORMATS:
+        console.print(
+            f"tap layers: {list(done.spec.tap_layers)}, assumed and not probed: writers of {done.source.format} do not count them alike; "
+            "name the --target to have them probed",
+            markup=False,
+        )
     if done.tap_shift:
         console.print(f"tap layers changed from {list(done.source.spec.tap_layers)} to {list(done.spec.tap_layers)}", markup=False)
     if done.copied:

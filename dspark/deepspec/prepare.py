@@ -23,9 +23,10 @@ from dspark.deepspec.answers import Answerer, EngineAnswerer, Job, ServerAnswere
 from dspark.deepspec.estimates import Estimate, TokenMeter
 from dspark.deepspec.in_order import answer_in_order
 from dspark.deepspec.prepare_progress import PrepareProgress
-from dspark.deepspec.prompts import Content, Prompt, Rendering
+from dspark.deepspec.prompts import Content, Prompt, Rendering, ends_of
 from dspark.deepspec.sample_files import DatasetIndex, SampleRecord, SampleWriter, read_index, shard_paths
 from dspark.deepspec.sources import Source
+from dspark.deepspec.time_probe import PROBE_S, probe_time
 from dspark.errors import ConfigError, InvalidRequest
 from dspark.runtime.architecture import load_config
 from dspark.runtime.fingerprints import eos_token_ids, model_fingerprint, vocabulary_fingerprint
@@ -111,6 +112,7 @@ class Preparation:
         tokenizer = load_tokenizer(self._folder)
         config = load_config(self._folder)
         self._codec = TextCodec(tokenizer)
+        self._ends = ends_of(tokenizer, eos_token_ids(self._folder))
         self._vocab_size = int(config.vocab_size)
         self._tokenizer_fingerprint = vocabulary_fingerprint(tokenizer)
         self._max_length = _max_length(options.max_length, getattr(config, "max_position_embeddings", None))
@@ -130,6 +132,8 @@ class Preparation:
         self._console.print(estimate.table(options.out, present_bytes, before.samples if before else 0))
         estimate.check_disk(options.out, present_bytes)
         if options.dry_run:
+            if options.answers == "regenerate":
+                asyncio.run(self._dry_run(estimate))
             return None
         with SampleWriter(options.out, self._new_index()) as writer:
             self._fill(writer, estimate, deadline_s)
@@ -139,41 +143,58 @@ class Preparation:
     def _fill(self, writer: SampleWriter, estimate: Estimate, deadline_s: float | None) -> None:
         if writer.index.complete:
             return
-        with PrepareProgress(self._console, total=estimate.samples, present=writer.index.samples) as progress:
-            if self._options.answers == "keep":
-                done = self._keep(writer, progress, deadline_s)
-            else:
-                jobs = _after(writer.last_id, self._jobs(), lambda job: job.sample_id)
-                done = asyncio.run(self._regenerate(writer, progress, jobs, self._answerer(estimate), deadline_s))
+        if self._options.answers == "keep":
+            done = self._keep(writer, estimate, deadline_s)
+        else:
+            done = asyncio.run(self._regenerate(writer, estimate, deadline_s))
         if done:
             writer.finish(skipped=self._skipped)
 
-    def _keep(self, writer: SampleWriter, progress: PrepareProgress, deadline_s: float | None) -> bool:
+    def _progress(self, writer: SampleWriter, estimate: Estimate) -> PrepareProgress:
+        return PrepareProgress(self._console, total=estimate.samples, present=writer.index.samples)
+
+    def _keep(self, writer: SampleWriter, estimate: Estimate, deadline_s: float | None) -> bool:
         """True if all are written."""
-        for record in _after(writer.last_id, self._given(), lambda record: record.sample_id):
-            if deadline_s is not None and time.monotonic() >= deadline_s:
-                return False
-            writer.append(record)
-            progress.add(len(record.token_ids))
+        with self._progress(writer, estimate) as progress:
+            for record in _after(writer.last_id, self._given(), lambda record: record.sample_id):
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    return False
+                writer.append(record)
+                progress.add(len(record.token_ids))
         return True
 
-    async def _regenerate(
-        self, writer: SampleWriter, progress: PrepareProgress, jobs: Iterator[Job], answerer: Answerer, deadline_s: float | None
-    ) -> bool:
+    async def _dry_run(self, estimate: Estimate) -> None:
+        async with self._answerer(estimate) as answerer:
+            await self._tell_time(answerer, estimate, PROBE_S, estimate.samples)
+
+    async def _tell_time(self, answerer: Answerer, estimate: Estimate, limit_s: float, samples_to_go: int) -> None:
+        """From a trial on the first prompts."""
+        jobs = list(itertools.islice(self._jobs(), min(self._options.concurrency, estimate.samples)))
+        if not jobs or limit_s <= 0:
+            return
+        with self._console.status("timing a trial"):
+            found = await probe_time(answerer, jobs, limit_s)
+        self._console.print(found.summary(estimate.max_answer_tokens * samples_to_go // estimate.samples))
+
+    async def _regenerate(self, writer: SampleWriter, estimate: Estimate, deadline_s: float | None) -> bool:
         """True if all jobs are answered."""
-        async with answerer:
+        async with self._answerer(estimate) as answerer:
+            limit_s = PROBE_S if deadline_s is None else min(PROBE_S, deadline_s - time.monotonic())
+            await self._tell_time(answerer, estimate, limit_s, estimate.samples - writer.index.samples)
+            jobs = _after(writer.last_id, self._jobs(), lambda job: job.sample_id)
             answered = answer_in_order(jobs, answerer, concurrency=self._options.concurrency, deadline_s=deadline_s)
-            async with aclosing(answered):
-                async for job, answer in answered:
-                    if answer is None:
-                        return False
-                    if isinstance(answer, InvalidRequest):
-                        self._refused(job, answer)
-                        continue
-                    prompt_ids = list(job.prompt.token_ids)
-                    record = SampleRecord(job.sample_id, prompt_ids + answer, len(prompt_ids), answerer.source, job.temperature)
-                    writer.append(record)
-                    progress.add(len(answer))
+            with self._progress(writer, estimate) as progress:
+                async with aclosing(answered):
+                    async for job, answer in answered:
+                        if answer is None:
+                            return False
+                        if isinstance(answer, InvalidRequest):
+                            self._refused(job, answer)
+                            continue
+                        prompt_ids = list(job.prompt.token_ids)
+                        record = SampleRecord(job.sample_id, prompt_ids + answer, len(prompt_ids), answerer.source, job.temperature)
+                        writer.append(record)
+                        progress.add(len(answer))
         return next(jobs, None) is None
 
     def _refused(self, job: Job, error: InvalidRequest) -> None:
@@ -211,14 +232,13 @@ class Preparation:
     def _given(self) -> Iterator[SampleRecord]:
         """Samples of given texts, in their fixed order."""
         self._skipped = 0
-        end = eos_token_ids(self._folder)[:1]
         for number, content in enumerate(self._contents()):
-            windows = self._or_skip(partial(self._windows, content, end))
+            windows = self._or_skip(partial(self._windows, content))
             for window, (token_ids, prompt_tokens) in enumerate(windows or ()):
                 yield SampleRecord(f"{number}#{window}", token_ids, prompt_tokens, "given")
 
-    def _windows(self, content: Content, end: tuple[int, ...]) -> list[tuple[list[int], int]]:
-        windows = list(self._options.rendering.given(content, self._codec, end, self._max_length))
+    def _windows(self, content: Content) -> list[tuple[list[int], int]]:
+        windows = list(self._options.rendering.given(content, self._codec, self._ends, self._max_length))
         for token_ids, _ in windows:
             self._check_vocabulary(content.place, token_ids)
         return windows
@@ -242,8 +262,7 @@ class Preparation:
         records = samples = characters = 0
         with self._console.status("reading prompts"):
             for records, content in enumerate(self._contents(), start=1):
-                variants = len(options.rendering.modes(self._codec)) if content.messages is not None else 1
-                repeats = variants * options.samples_per_prompt if options.answers == "regenerate" else 1
+                repeats = self._variants(content) * (options.samples_per_prompt if options.answers == "regenerate" else 1)
                 samples += repeats
                 characters += content.num_characters * repeats
                 if records <= SURVEYED_RECORDS:
@@ -255,10 +274,15 @@ class Preparation:
             return Estimate(records, self._skipped, samples + tokens // self._max_length, tokens, 0, meter.bytes_per_token)
         return Estimate(records, self._skipped, samples, tokens, samples * options.max_tokens, meter.bytes_per_token)
 
+    def _variants(self, content: Content) -> int:
+        """Samples that one conversation makes: thinking, not thinking, or both."""
+        return len(self._options.rendering.modes(self._codec)) if content.messages is not None else 1
+
     def _measure(self, meter: TokenMeter, content: Content) -> None:
         if self._options.answers == "keep":
-            windows = self._or_skip(partial(self._windows, content, ()))
-            meter.add(content.num_characters, [token_id for ids, _ in windows or () for token_id in ids])
+            windows = self._or_skip(partial(self._windows, content))
+            characters = content.num_characters * self._variants(content)
+            meter.add(characters, [token_id for ids, _ in windows or () for token_id in ids])
         else:
             for prompt in (self._or_skip(partial(self._checked_prompts, content)) or ())[:1]:
                 meter.add(content.num_characters, list(prompt.token_ids))
@@ -266,7 +290,9 @@ class Preparation:
     def _answerer(self, estimate: Estimate) -> Answerer:
         options = self._options
         if options.server is not None:
-            return ServerAnswerer(options.server, options.model, self._codec, self._vocab_size, ignore_eos=options.ignore_eos)
+            return ServerAnswerer(
+                options.server, options.model, self._codec, self._vocab_size, ends=self._ends, ignore_eos=options.ignore_eos
+            )
         typical = 3 * estimate.prompt_tokens // (2 * estimate.samples) + options.max_tokens
         target = options.target.model_copy(update={"max_length": self._max_length})
         tokens_per_sample = min(self._max_length, typical)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from dspark.deepspec.files import write_atomically
 from dspark.drafting.block_model import BlockModel
 from dspark.drafting.shared_weights import SharedWeights
 from dspark.errors import ConfigError, ModelLoadError
@@ -28,7 +29,10 @@ def load_block_model(folder: Path, target: Path | None) -> BlockModel:
 
 
 def probe(model: BlockModel, inputs: Path, out: Path) -> int:
-    """Run every case of `inputs` and write the results to `out`; returns how many. Raises ConfigError naming file and tensor."""
+    """Run every case of `inputs` and write the results to `out`, whole or not at all; returns how many.
+
+    Raises ConfigError naming file and tensor.
+    """
     try:
         given = load_file(inputs)
     except (OSError, SafetensorError) as error:
@@ -40,8 +44,8 @@ def probe(model: BlockModel, inputs: Path, out: Path) -> int:
     for case in cases:
         results |= {f"{case}.{name}": value for name, value in _run(model, inputs, case, given).items()}
     try:
-        save_file(results, out)
-    except (OSError, SafetensorError) as error:
+        write_atomically(out, save(results))
+    except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error})", "out") from error
     return len(cases)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from dspark.deepspec.sources import Record
 from dspark.errors import ConfigError, InvalidRequest
@@ -22,6 +23,8 @@ KEYS = ("messages", "turns", "prompt", "question", "text")
 """Tried in this order where no field is named."""
 ROLES = {"system", "developer", "user", "assistant"}
 """Those that the service takes."""
+_STAND_IN = "content0answer"
+"""Holds the place of an answer while the template's own text around it is looked at."""
 _ROLE_OF_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -37,6 +40,16 @@ class Content:
     def num_characters(self) -> int:
         """Of all turns together."""
         return len(self.text) if self.messages is None else sum(len(message["content"]) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What the target says last, as token ids: none where the model names no end."""
+
+    text: tuple[int, ...] = ()
+    """Of a plain text."""
+    turn: tuple[int, ...] = ()
+    """Of its turn in a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +113,21 @@ class Rendering:
             raise ConfigError("the model's chat template does not know enable_thinking; leave --thinking out", "thinking")
         return {"on": (True,), "off": (False,), "both": (True, False)}[self.thinking]
 
-    def given(self, content: Content, codec: TextCodec, end: Sequence[int], max_length: int) -> Iterator[tuple[list[int], int]]:
-        """(token ids, prompt tokens) of windows of a text taken as it is; of a conversation the last answer is learned.
+    def given(self, content: Content, codec: TextCodec, ends: Ends, max_length: int) -> Iterator[tuple[list[int], int]]:
+        """(token ids, prompt tokens) of windows of a text taken as it is; of a conversation the last answer is learned, after each mode.
 
-        `end` closes a plain text, as in the target's own training.
+        An end closes them, as the target closes what it says itself.
         """
         if content.messages is None:
-            ids, prompt_tokens = [*codec.encode(content.text), *end], 1
-        else:
-            *before, answer = content.messages
-            if answer["role"] != "assistant" or not before:
-                raise ConfigError(f"{content.place}: to keep its answer, a conversation must end with the assistant's turn")
-            prompt = _encode_chat(codec, content.place, before, self.modes(codec)[0])
-            ids = [*prompt, *codec.backend.encode(answer["content"], add_special_tokens=False).ids]
-            prompt_tokens = len(prompt)
-        for start in range(0, len(ids), max_length):
-            window = ids[start : start + max_length]
-            asked = max(1, min(prompt_tokens - start, len(window)))
-            if len(window) > asked:
-                yield window, asked
+            yield from _windows([*codec.encode(content.text), *ends.text], 1, max_length)
+            return
+        *before, answer = content.messages
+        if answer["role"] != "assistant" or not before:
+            raise ConfigError(f"{content.place}: to keep its answer, a conversation must end with the assistant's turn")
+        answer_ids = codec.backend.encode(answer["content"], add_special_tokens=False).ids
+        for thinking in self.modes(codec):
+            prompt = _encode_chat(codec, content.place, before, thinking)
+            yield from _windows([*prompt, *answer_ids, *ends.turn], len(prompt), max_length)
 
     def _key(self, record: Record) -> str:
         assert record.fields is not None, "records without fields are refused before"
@@ -127,6 +136,29 @@ class Rendering:
             if record.fields.get(key) is not None:
                 return key
         raise ConfigError(f"{record.place}: no field {' or '.join(candidates)} (it has {', '.join(map(str, record.fields)) or 'none'})")
+
+
+def ends_of(tokenizer: PreTrainedTokenizerFast, eos_ids: Sequence[int]) -> Ends:
+    """What serving would see last. Of several end tokens, a turn is closed by the one that the chat template writes after an answer."""
+    first = tuple(eos_ids[:1])
+    if not tokenizer.chat_template:
+        return Ends(first, first)
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _STAND_IN}]
+    try:
+        closing = str(tokenizer.apply_chat_template(messages, tokenize=False)).partition(_STAND_IN)[2]
+    except Exception:  # jinja's errors and the template's own: each conversation will tell what it cannot take
+        return Ends(first, first)
+    written = tokenizer.backend_tokenizer.encode(closing, add_special_tokens=False).ids
+    return Ends(first, tuple(token_id for token_id in written if token_id in eos_ids)[:1] or first)
+
+
+def _windows(ids: list[int], prompt_tokens: int, max_length: int) -> Iterator[tuple[list[int], int]]:
+    """Those that hold something to learn."""
+    for start in range(0, len(ids), max_length):
+        window = ids[start : start + max_length]
+        asked = max(1, min(prompt_tokens - start, len(window)))
+        if len(window) > asked:
+            yield window, asked
 
 
 def _messages(place: str, key: str, value: Any) -> Messages | None:

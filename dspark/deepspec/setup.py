@@ -75,8 +75,8 @@ def build_trainee(recipe: Recipe, features: OnlineFeatures, spec: DraftSpec | No
         return _language_model(recipe, features, weights)
     shared = SharedWeights(features.embedding, features.lm_head)
     start = None if recipe.init_from is None else read_draft_checkpoint(Path(recipe.init_from))
-    if start is not None and (start.spec.kind, start.spec.layers) != (spec.kind, spec.layers):
-        raise ConfigError(f"{recipe.init_from} is another drafter than the recipe describes", "init_from")
+    if start is not None:
+        check_start(start.folder, start.spec, spec)
     if spec.kind == "block":
         model = BlockModel(spec, shared)
         if start is not None:
@@ -84,9 +84,6 @@ def build_trainee(recipe: Recipe, features: OnlineFeatures, spec: DraftSpec | No
         elif recipe.drafter.start == "target":
             start_block(model, features.model)
         return BlockTrainee(model, weights)
-    if start is not None and start.spec.draft_vocab_size != spec.draft_vocab_size:
-        sizes = f"{start.spec.draft_vocab_size} tokens, not from {spec.draft_vocab_size}"
-        raise ConfigError(f"{recipe.init_from} drafts from {sizes}", "drafter.draft_vocab_size")
     vocabulary = _vocabulary(spec, samples)
     if start is not None and "d2t" in start.tensors:
         vocabulary = DraftVocabulary.from_offsets(start.tensors["d2t"], spec.vocab_size)
@@ -98,13 +95,44 @@ def build_trainee(recipe: Recipe, features: OnlineFeatures, spec: DraftSpec | No
     return EagleTrainee(eagle, weights)
 
 
+def check_start(folder: Path, start: DraftSpec, wanted: DraftSpec) -> None:
+    """Raise ConfigError naming the recipe's field if weights of the drafter in `folder` would mean something else in the wanted one.
+
+    Its sequential head may grow (warm_start.with_head), its blocks may become longer or shorter, and another target of the same shape
+    may take it over.
+    """
+    if start.kind != wanted.kind or start.layers != wanted.layers:
+        keys = sorted(key for key in {*start.layers, *wanted.layers} if start.layers.get(key) != wanted.layers.get(key))
+        differing = f"kind {start.kind!r}" if start.kind != wanted.kind else f"layers differ in {', '.join(keys)}"
+        raise ConfigError(f"{folder} is another drafter than the recipe describes ({differing})", "init_from")
+    if start.vocab_size != wanted.vocab_size:
+        raise ConfigError(f"{folder} was made for a target of {start.vocab_size} tokens, not of {wanted.vocab_size}", "target")
+    if start.num_target_layers not in (0, wanted.num_target_layers):
+        raise ConfigError(
+            f"{folder} was made for a target of {start.num_target_layers} layers, not of {wanted.num_target_layers}", "target"
+        )
+    if start.tap_layers != wanted.tap_layers:
+        raise ConfigError(f"{folder} reads the layers {start.tap_layers}, not {wanted.tap_layers}", "drafter.tap_layers")
+    if start.mask_token_id != wanted.mask_token_id:
+        raise ConfigError(f"{folder} fills blocks with token {start.mask_token_id}, not {wanted.mask_token_id}", "drafter.mask_token")
+    if start.confidence != wanted.confidence:
+        raise ConfigError(f"{folder} has {'a' if start.confidence else 'no'} confidence head, unlike the recipe", "drafter.confidence")
+    if start.draft_vocab_size != wanted.draft_vocab_size:
+        sizes = f"{start.draft_vocab_size} tokens, not from {wanted.draft_vocab_size}"
+        raise ConfigError(f"{folder} drafts from {sizes}", "drafter.draft_vocab_size")
+
+
 def _language_model(recipe: Recipe, features: OnlineFeatures, weights: LossWeights) -> Trainee:
     """A smaller model of the target's own architecture."""
     if recipe.init_from is not None:
         folder = Path(recipe.init_from)
         check_folder(folder)
         load: Any = AutoModelForCausalLM.from_pretrained
-        return LanguageModelTrainee(load(folder, dtype=torch.float32, local_files_only=True), features.folder, weights)
+        model = load(folder, dtype=torch.float32, local_files_only=True)
+        own, wanted = int(model.config.vocab_size), int(read_json(features.folder / CONFIG)["vocab_size"])
+        if own != wanted:
+            raise ConfigError(f"{folder} has a vocabulary of {own} tokens, not the target's {wanted}", "target")
+        return LanguageModelTrainee(model, features.folder, weights)
     config = read_json(features.folder / CONFIG)
     layers = config | _layers(config, recipe.drafter) | {"tie_word_embeddings": True}
     for key in ("architectures", "dtype", "transformers_version"):

@@ -17,8 +17,7 @@ from dspark.deepspec.files import read_columns, write_columns
 from dspark.errors import ConfigError
 
 FORMAT = "dspark-decoding-trace-1"
-SHARD = "trace-{:05d}.safetensors"
-SHARD_PATTERN = "trace-[0-9][0-9][0-9][0-9][0-9].safetensors"
+SHARD_PATTERN = "trace-*.safetensors"
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -200,22 +199,13 @@ class TraceRecorder:
         return DecodingTrace(**columns)
 
 
-def append_shard(folder: Path, trace: DecodingTrace) -> Path:
-    """Add a trace to a folder of shards as its next file; what is there stays untouched. One writer per folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.stem.rpartition("-")[2]) for path in folder.glob(SHARD_PATTERN)]
-    path = folder / SHARD.format(max(taken, default=-1) + 1)
-    trace.write(path)
-    return path
-
-
 def read_traces(path: Path) -> DecodingTrace:
-    """A trace file, or all shards of a folder in their order. Raises ConfigError where there is none."""
+    """A trace file, or all shards of a folder in the order of their names. Raises ConfigError where there is none."""
     if not path.is_dir():
         return DecodingTrace.read(path)
     shards = sorted(path.glob(SHARD_PATTERN))
     if not shards:
-        raise ConfigError(f"{path}: holds no decoding trace ({SHARD.format(0)} and so on)")
+        raise ConfigError(f"{path}: holds no decoding trace ({SHARD_PATTERN})")
     return DecodingTrace.concatenate([DecodingTrace.read(shard) for shard in shards])
 
 

@@ -19,7 +19,7 @@ from deployments.http_api import build_http_app
 from dspark.config import DrafterConfig, LimitsConfig, TargetConfig
 from dspark.deepspec import answers as answers_module
 from dspark.deepspec.answers import EngineAnswerer, Job, ServerAnswerer, engine_config
-from dspark.deepspec.prompts import Prompt
+from dspark.deepspec.prompts import Ends, Prompt
 from dspark.engine import Engine
 from dspark.errors import ConfigError, InvalidRequest, TargetUnavailable
 from dspark.runtime.loading import load_tokenizer
@@ -128,6 +128,20 @@ async def test_a_server_without_ids_is_asked_with_text_and_its_answer_tokenised(
     path, body = asked[-1]
     assert path == "/v1/chat/completions"
     assert body == {"model": "theirs", "max_tokens": 12, "temperature": 0.8, "seed": 3, "messages": MESSAGES}
+
+
+@pytest.mark.parametrize(("reason", "ends"), [("stop", True), ("length", False), (None, False)])
+async def test_a_natural_stop_of_a_server_without_ids_leaves_the_end_that_the_target_wrote(
+    codec: TextCodec, reason: str | None, ends: bool
+) -> None:
+    def handle(path: str, body: dict[str, Any]) -> Response:
+        if path == "/v1/completions" and not isinstance(body["prompt"], str):
+            return JSONResponse({}, 400)
+        return JSONResponse({"choices": [{"text": "value", "message": {"content": "name"}, "finish_reason": reason}]})
+
+    async with _foreign_server(handle) as url, ServerAnswerer(url, "m", codec, 1000, ends=Ends((0,), (2,))) as answerer:
+        assert await answerer.answer(_job(codec)) == codec.encode("value") + ([0] if ends else [])
+        assert await answerer.answer(_job(codec, chat=True)) == codec.encode("name") + ([2] if ends else [])
 
 
 async def test_a_server_that_ignores_the_wish_for_ids_is_asked_with_text(codec: TextCodec) -> None:

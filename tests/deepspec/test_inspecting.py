@@ -136,9 +136,20 @@ def test_convert_writes_a_folder_or_says_why_not(commands: typer.Typer, tmp_path
     arguments = ["convert", str(FIXTURE), str(tmp_path / "new"), "--to", "speculators"]
     result = CliRunner().invoke(commands, arguments)
     assert (result.exit_code, "deepspec -> speculators" in result.output) == (0, True)
+    assert "assumed" not in result.output
     assert read_draft_checkpoint(tmp_path / "new").format == "speculators"
     again = CliRunner().invoke(commands, arguments)
     assert (again.exit_code, "exists already" in again.output) == (2, True)
+
+
+@pytest.mark.parametrize(("options", "told"), [([], True), (["--tap-shift", "0"], False)])
+def test_convert_tells_that_it_assumed_a_convention_which_it_did_not_probe(
+    commands: typer.Typer, pair: TinyPair, tmp_path: Path, options: list[str], told: bool
+) -> None:
+    write_draft_checkpoint(tmp_path / "source", pair.spec, pair.tensors, "speculators")
+    result = CliRunner().invoke(commands, ["convert", str(tmp_path / "source"), str(tmp_path / "new"), "--to", "deepspec", *options])
+    assert result.exit_code == 0
+    assert ("tap layers: [1, 3], assumed and not probed" in result.output) == told
 
 
 def test_convert_tells_what_it_changed(commands: typer.Typer, pair: TinyPair, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dspark.config import TargetConfig
 from dspark.deepspec import estimates
 from dspark.deepspec.data import SampleSet
-from dspark.deepspec.prepare import PrepareOptions, prepare_samples
+from dspark.deepspec.prepare import Preparation, PrepareOptions, prepare_samples
 from dspark.deepspec.prepare_command import parse_temperatures, prepare
 from dspark.deepspec.prompts import Rendering
 from dspark.deepspec.sample_files import DatasetIndex, read_index, shard_paths
@@ -132,9 +132,10 @@ def test_other_arguments_or_changed_prompts_are_refused_in_the_same_folder(tiny_
     assert _files(prompts.parent / "out") == before
 
 
-def test_a_complete_folder_is_left_as_it_is(tiny_folder: Path, prompts: Path) -> None:
+def test_a_complete_folder_is_left_as_it_is(tiny_folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(_options(tiny_folder, prompts, "out"))
     before = _files(prompts.parent / "out")
+    monkeypatch.setattr(Preparation, "_answerer", lambda *_: pytest.fail("nothing is left to answer"))
     assert _run(_options(tiny_folder, prompts, "out")).complete
     assert _files(prompts.parent / "out") == before
 
@@ -162,9 +163,20 @@ def test_the_estimate_bounds_what_is_written_and_is_near_it(tiny_folder: Path, p
     told_kb = float(re.search(r"at most ([\d.]+) kB more", text).group(1))
     assert re.search(r"samples +│ 25 ", text)
     assert re.search(r"answer tokens +│ at most 2,500 ", text)
+    assert re.search(r"estimated time: about .* if no answer ends early; extrapolated from a trial of \d+ tokens in [\d.]+ s", text)
     _run(options)
     written_kb = sum(path.stat().st_size for path in shard_paths(options.out)) / 1000
     assert 0.6 * told_kb < written_kb < 1.1 * told_kb
+
+
+def test_the_time_is_told_before_the_first_sample_and_for_what_is_left(tiny_folder: Path, prompts: Path) -> None:
+    console = Console(file=io.StringIO(), width=160)
+    assert prepare_samples(_options(tiny_folder, prompts, "out"), console) is not None
+    text = console.file.getvalue()
+    assert text.index("estimated time") < text.index("25 samples; this run")
+    again = Console(file=io.StringIO(), width=160)
+    assert prepare_samples(_options(tiny_folder, prompts, "kept", answers="keep"), again) is not None
+    assert "estimated time" not in again.file.getvalue()
 
 
 def test_a_bad_record_is_found_before_anything_is_generated(tiny_folder: Path, prompts: Path) -> None:
@@ -210,6 +222,19 @@ def test_given_texts_are_kept_as_windows_closed_by_the_end_of_text(tiny_folder: 
     assert index.complete
     assert index.target_fingerprint == ""
     assert max(len(record["token_ids"]) for record in records) == 5
+
+
+def test_kept_conversations_end_as_the_target_ends_its_turn(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, end]}))
+    chat = [{"role": "user", "content": "self"}, {"role": "assistant", "content": "value name"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    options = _options(folder, tmp_path / "chats.jsonl", "out", answers="keep")
+    _run(options)
+    (record,) = _records(options.out)
+    codec = TextCodec(tokenizer)
+    assert record["token_ids"] == [*codec.encode_chat(chat[:1]), *codec.encode("value name"), end]
 
 
 def test_keeping_texts_goes_on_after_a_stop(tiny_folder: Path, prompts: Path) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dspark.deepspec.cli import app
+from tests.deepspec.limits import file_size_limit
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "deepspec_checkpoint"
 CHECKPOINT, GOLDEN = FIXTURE / "vanilla", FIXTURE / "vanilla_golden.safetensors"
@@ -54,6 +55,17 @@ def test_inputs_that_do_not_fit_name_the_tensor(tmp_path: Path, change: dict[str
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_disk_that_refuses_leaves_the_old_results_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert probe(GOLDEN, out)[0] == 0
+    before = out.read_bytes()
+    with file_size_limit(100):
+        code, output = probe(GOLDEN, out)
+    assert (code, "cannot be written" in output) == (2, True)
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
     assert probe(tmp_path / "text", tmp_path / "out")[0] == 2
@@ -61,7 +73,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "in.safetensors")
     code, output = probe(tmp_path / "in.safetensors", tmp_path / "out")
     assert (code, "holds no tensor caseN.taps" in output) == (2, True)
-    code, output = probe(GOLDEN, tmp_path / "no" / "folder" / "out")
+    (tmp_path / "file").write_text("")
+    code, output = probe(GOLDEN, tmp_path / "file" / "out")
     assert (code, "cannot be written" in output) == (2, True)
     code, output = probe(GOLDEN, tmp_path / "out", tmp_path)
     assert code == 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dspark.deepspec.prompts import Content, Prompt, Rendering
+from dspark.deepspec.prompts import Content, Ends, Prompt, Rendering, ends_of
 from dspark.deepspec.sources import Record, Source
 from dspark.errors import ConfigError
 from dspark.runtime.loading import load_tokenizer
@@ -16,6 +16,7 @@ THINKING_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
     "{% if enable_thinking is defined and enable_thinking is false %}no{% endif %}"
 )
+ENDS = Ends(text=(0,), turn=(2,))
 CHAT = [{"role": "user", "content": "self name"}, {"role": "assistant", "content": "value"}, {"role": "user", "content": "return"}]
 
 
@@ -101,7 +102,7 @@ def test_the_same_question_has_the_same_id_wherever_it_stands(codec: TextCodec) 
 @pytest.mark.parametrize("max_length", [2, 3, 5, 100])
 def test_a_given_text_is_cut_into_windows_that_together_are_the_text(codec: TextCodec, max_length: int) -> None:
     text = "def return self value name ( ) : def return self"
-    windows = list(Rendering().given(_content(codec, text=text), codec, (0,), max_length))
+    windows = list(Rendering().given(_content(codec, text=text), codec, ENDS, max_length))
     ids = [token_id for window, _ in windows for token_id in window]
     whole = [*codec.encode(text), 0]
     assert ids in (whole, whole[:-1])  # a last window of one token has nothing to learn
@@ -111,13 +112,32 @@ def test_a_given_text_is_cut_into_windows_that_together_are_the_text(codec: Text
 
 def test_of_a_given_conversation_only_the_last_answer_is_learned(codec: TextCodec) -> None:
     content = _content(codec, messages=[*CHAT, {"role": "assistant", "content": "value name"}])
-    ((ids, prompt_tokens),) = Rendering().given(content, codec, (0,), 1000)
+    ((ids, prompt_tokens),) = Rendering().given(content, codec, ENDS, 1000)
     assert ids[:prompt_tokens] == codec.encode_chat(CHAT)
-    assert ids[prompt_tokens:] == codec.encode("value name")
-    window, asked = next(Rendering().given(content, codec, (0,), prompt_tokens + 1))
+    assert ids[prompt_tokens:] == [*codec.encode("value name"), 2]
+    window, asked = next(Rendering().given(content, codec, ENDS, prompt_tokens + 1))
     assert (window, asked) == (ids[: prompt_tokens + 1], prompt_tokens)
     with pytest.raises(ConfigError, match="must end with the assistant"):
-        list(Rendering().given(_content(codec, messages=CHAT), codec, (0,), 1000))
+        list(Rendering().given(_content(codec, messages=CHAT), codec, ENDS, 1000))
+
+
+def test_a_kept_answer_is_learned_after_each_mode_of_thinking(thinking_codec: TextCodec) -> None:
+    content = _content(thinking_codec, messages=[*CHAT, {"role": "assistant", "content": "value name"}])
+    samples = list(Rendering(thinking="both").given(content, thinking_codec, ENDS, 1000))
+    assert [ids[:asked] for ids, asked in samples] == [thinking_codec.encode_chat(CHAT, thinking=mode) for mode in (True, False)]
+    assert {tuple(ids[asked:]) for ids, asked in samples} == {(*thinking_codec.encode("value name"), 2)}
+
+
+def test_a_turn_ends_with_the_token_that_the_template_writes_if_serving_stops_there(tiny_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    text_end, turn_end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>"))
+    assert ends_of(tokenizer, (text_end, turn_end)) == Ends((text_end,), (turn_end,))
+    assert ends_of(tokenizer, (text_end,)) == Ends((text_end,), (text_end,))  # it would go on after the template's own token
+    assert ends_of(tokenizer, ()) == Ends()
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert ends_of(tokenizer, (text_end, turn_end)) == Ends((text_end,), (text_end,))
+    tokenizer.chat_template = None
+    assert ends_of(tokenizer, (text_end, turn_end)) == Ends((text_end,), (text_end,))
 
 
 @pytest.mark.parametrize(

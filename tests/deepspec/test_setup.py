@@ -1,6 +1,8 @@
 """From a recipe to a specification and first weights."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from dspark.config import ModelSource
 from dspark.deepspec.data import SampleSet
 from dspark.deepspec.features import OnlineFeatures
 from dspark.deepspec.recipe import DrafterShape, Recipe
-from dspark.deepspec.setup import build_trainee, default_taps, draft_spec
+from dspark.deepspec.setup import build_trainee, check_start, default_taps, draft_spec
 from dspark.errors import ConfigError
 from dspark.runtime.draft_formats import read_draft_spec
 from dspark.runtime.loading import load_tokenizer, resolve_folder
@@ -80,6 +82,44 @@ def test_another_drafter_than_the_recipes_is_refused_as_a_start(target: Path, sa
         trainer_of(recipe)
 
 
+OTHER_STARTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "taps": ({"tap_layers": (0,)}, {"tap_layers": (1,)}, "drafter.tap_layers"),
+    "mask token": ({"mask_token": "<|im_end|>"}, {"mask_token": "<|endoftext|>"}, "drafter.mask_token"),
+    "confidence head": ({"confidence": True}, {"confidence": False}, "drafter.confidence"),
+    "head": ({"head": "vanilla"}, {"head": "gated"}, "drafter.head"),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "field"), OTHER_STARTS.values(), ids=OTHER_STARTS)
+def test_a_start_whose_weights_would_mean_something_else_is_refused(
+    target: Path, samples: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], field: str
+) -> None:
+    trainer_of(tiny_recipe(target, samples, drafter=before)).trainee.save(tmp_path / "drafter", torch.float32)
+    recipe = tiny_recipe(target, samples, drafter=after).model_copy(update={"init_from": str(tmp_path / "drafter")})
+    with pytest.raises(ConfigError) as caught:
+        trainer_of(recipe)
+    assert caught.value.field == field
+
+
+def test_a_start_made_for_another_target_is_refused_and_one_that_only_grows_is_not(target: Path, tmp_path: Path) -> None:
+    wanted = draft_spec(DrafterShape(markov_rank=8), target, load_tokenizer(target))
+    others: list[dict[str, Any]] = [{"vocab_size": 7}, {"num_target_layers": 9}]
+    for changes in others:
+        with pytest.raises(ConfigError, match="made for a target of") as caught:
+            check_start(tmp_path, replace(wanted, **changes), wanted)
+        assert caught.value.field == "target"
+    alike: list[dict[str, Any]] = [{"num_target_layers": 0}, {"block_size": 3}, {"target_fingerprint": "other"}, {"markov_rank": 4}]
+    for changes in alike:
+        check_start(tmp_path, replace(wanted, **changes), wanted)
+
+
+def test_a_language_model_of_another_vocabulary_is_refused_as_a_start(target: Path, samples: Path, tmp_path: Path) -> None:
+    other = write_target(tmp_path / "other", vocab_size=1234)
+    recipe = tiny_recipe(target, samples, "language_model").model_copy(update={"init_from": str(other)})
+    with pytest.raises(ConfigError, match="vocabulary of 1234 tokens"):
+        trainer_of(recipe)
+
+
 def test_a_start_that_drafts_from_another_vocabulary_is_refused_at_once(target: Path, samples: Path, tmp_path: Path) -> None:
     """Not when the first checkpoint is written, an hour later."""
     reduced = tiny_recipe(target, samples, "eagle3", {"draft_vocab_size": 30})
@@ -101,6 +141,21 @@ def test_layers_start_as_the_targets_own(target: Path, samples: Path) -> None:
     given = dict(features.model.named_parameters())
     for own_layer, target_layer in ((0, 0), (1, 2)):
         assert torch.equal(own[f"layers.{own_layer}.mlp.up_proj.weight"], given[f"model.layers.{target_layer}.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_documentation_fit_the_target_that_ships(path: Path) -> None:
+    recipe = Recipe.model_validate(yaml.safe_load(path.read_text()))
+    target = resolve_folder(ModelSource(model=recipe.target))
+    spec = draft_spec(recipe.drafter, target, load_tokenizer(target))
+    assert spec.kind == ("eagle" if recipe.drafter.kind == "eagle3" else "block")
+    assert (spec.head == "none") == (recipe.drafter.kind != "dspark")
+    assert spec.draft_vocab_size == (recipe.drafter.draft_vocab_size or spec.vocab_size)
+
+
+def test_the_documentation_has_a_recipe_of_each_kind_that_is_compared() -> None:
+    recipes = (yaml.safe_load(path.read_text()) for path in (ROOT / "docs/examples").glob("*.yaml"))
+    assert {recipe["drafter"]["kind"] for recipe in recipes} == {"dspark", "dflash", "eagle3"}
 
 
 def test_the_tutorials_recipe_goes_on_from_the_drafter_that_ships() -> None:

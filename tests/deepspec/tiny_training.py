@@ -29,11 +29,10 @@ def write_target(folder: Path, family: str = "qwen3", **changes: Any) -> Path:
     if family == "gemma3":
         sizes |= {"sliding_window": 128}
     config = FAMILIES[family](
-        vocab_size=tokenizer.get_vocab_size(),
         head_dim=8,
         max_position_embeddings=128,
         tie_word_embeddings=False,  # tied random weights repeat the last token for ever
-        **(sizes | changes),
+        **({"vocab_size": tokenizer.get_vocab_size()} | sizes | changes),
     )
     build: Any = AutoModelForCausalLM
     with torch.random.fork_rng():

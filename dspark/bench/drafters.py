@@ -5,9 +5,10 @@ lookup,language_model,block
 lookup,mine=block:build/mine,theirs=eagle:build/theirs
 """
 
+from collections.abc import Mapping
 from typing import get_args
 
-from dspark.config import DRAFTER_NAME, NO_DRAFTER, SHIPPED_DRAFTERS, DrafterConfig
+from dspark.config import DRAFTER_NAME, MODEL_KINDS, NO_DRAFTER, SHIPPED_DRAFTERS, DrafterConfig
 from dspark.errors import ConfigError
 
 KINDS = tuple(kind for kind in get_args(DrafterConfig.model_fields["kind"].annotation) if kind != "none")
@@ -40,3 +41,17 @@ def listed_drafters(text: str, depth: int, device: str = "cpu") -> dict[str, Dra
     if not found:
         raise ConfigError(f"name at least one drafter: {', '.join(READY_KINDS)} or NAME=KIND:CHECKPOINT", "drafters")
     return found
+
+
+def as_trees(drafters: Mapping[str, DrafterConfig], nodes: int, width: int, with_lookup: bool = False) -> dict[str, DrafterConfig]:
+    """The same drafters with trees of `nodes` candidates, as chains if that is 0, and with lookup beside every one that has a model.
+
+    Raises ConfigError if lookup is wanted and none has one.
+    """
+    if with_lookup and not any(config.kind in MODEL_KINDS for config in drafters.values()):
+        raise ConfigError("lookup goes with a drafter that has a model", "with_lookup")
+    limits = {"max_nodes": nodes, "max_width": width} if nodes else {}
+    return {
+        name: config.model_copy(update=limits | {"with_lookup": with_lookup and config.kind in MODEL_KINDS})
+        for name, config in drafters.items()
+    }

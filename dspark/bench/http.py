@@ -22,6 +22,9 @@ class ServedAnswer:
     token_ids: tuple[int, ...]
     rounds: int
     seconds: float
+    selected_tokens: int
+    """Candidates verified."""
+    accepted_tokens: int
 
 
 def complete_all(
@@ -61,7 +64,9 @@ async def _complete(
     }
     started = time.perf_counter()
     answer = (await client.post("/v1/completions", json=body)).raise_for_status().json()
-    return ServedAnswer(tuple(answer["choices"][0]["token_ids"]), answer["dspark"]["rounds"], time.perf_counter() - started)
+    seconds, work = time.perf_counter() - started, answer["dspark"]
+    token_ids = tuple(answer["choices"][0]["token_ids"])
+    return ServedAnswer(token_ids, work["rounds"], seconds, work["selected_tokens"], work["accepted_tokens"])
 
 
 def serve_table(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspark.config import DrafterConfig
+from dspark.deepspec.cards import markdown_table
 from dspark.routing.economy import Economy
 from dspark.routing.target_economy import TargetEconomy, Waiting
 from dspark.scheduling.costs import RoundCosts
@@ -51,20 +52,28 @@ def planner_times(
     return [_times(num_sessions, num_nodes, repeats, np.random.default_rng(seed)) for num_sessions in sessions]
 
 
-def planner_table(
-    sessions: Sequence[int] = SESSIONS, num_nodes: int = NUM_NODES, repeats: int = REPEATS, seed: int = SEED
-) -> str:
+def planner_table(times: Sequence[PlannerTimes], title: str) -> str:
     """The times as a Markdown table."""
-    lines = [
-        f"Planner, {num_nodes} candidates per session, best of {repeats} runs, ms (seed {seed})",
-        "",
-        "| sessions | kept | plan | with all the router does before it | plan, light promises | plan, some promises broken |",
-        "|---|---|---|---|---|---|",
+    curves = planner_curves(times)
+    rows = [
+        [str(one.num_sessions), str(one.num_kept), *(f"{curve[index]:.3f}" for curve in curves.values())] for index, one in enumerate(times)
     ]
-    for t in planner_times(sessions, num_nodes, repeats, seed):
-        numbers = (t.plan_ms, t.routed_ms, t.easy_promises_ms, t.hard_promises_ms)
-        lines.append(f"| {t.num_sessions} | {t.num_kept} | " + " | ".join(f"{ms:.3f}" for ms in numbers) + " |")
-    return "\n".join(lines)
+    return f"{title}\n\n{markdown_table(['sessions', 'kept', *curves], rows)}"
+
+
+def planner_title(num_nodes: int = NUM_NODES, repeats: int = REPEATS, seed: int = SEED) -> str:
+    """What was timed."""
+    return f"Planner, {num_nodes} candidates per session, best of {repeats} runs, ms (seed {seed})"
+
+
+def planner_curves(times: Sequence[PlannerTimes]) -> dict[str, list[float]]:
+    """What table and picture show: label -> ms at each number of sessions."""
+    return {
+        "plan": [one.plan_ms for one in times],
+        "with all the router does before it": [one.routed_ms for one in times],
+        "plan, light promises": [one.easy_promises_ms for one in times],
+        "plan, some promises broken": [one.hard_promises_ms for one in times],
+    }
 
 
 def staircase_costs(max_rows: int) -> RoundCosts:

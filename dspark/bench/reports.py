@@ -1,11 +1,12 @@
 """The tables of `dspark bench`, as Markdown: which systems, which workload, which numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dspark.bench.http import complete_all
+from dspark.bench.http import ServedAnswer, complete_all
 from dspark.bench.lossless import Comparison, GapMeter, compare
 from dspark.bench.prompts import load_prompts
 from dspark.bench.speed import forward_rate, interleave, ratios
@@ -34,6 +35,33 @@ class SpeedPlan:
     temperature: float
     transformers: bool
     deterministic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LosslessPlan:
+    """What `dspark bench lossless` was asked for."""
+
+    prompts: Path | None
+    count: int
+    max_tokens: int
+    temperature: float = 0.8
+    """Of sampled text."""
+    url: str | None = None
+    """Of a running service that is compared too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One system's answers beside the reference, and how many candidates they cost: equality would be cheap if nobody drafted."""
+
+    name: str
+    comparison: Comparison
+    num_verified: int
+    num_accepted: int
+
+    def line(self) -> str:
+        """For the report."""
+        return f"{self.name}: {self.comparison.line()}; {self.num_verified} candidates verified, {self.num_accepted} accepted"
 
 
 def accept_table(config: EngineConfig, path: Path | None, count: int, max_tokens: int) -> str:
@@ -98,24 +126,23 @@ def _others(config: EngineConfig, plan: SpeedPlan) -> list[System]:
     return systems
 
 
-def lossless_report(config: EngineConfig, path: Path | None, count: int, max_tokens: int, url: str | None) -> tuple[str, bool]:
+def lossless_report(config: EngineConfig, plan: LosslessPlan) -> tuple[str, bool]:
     """Lines of the report, and whether anything is wrong."""
     systems = engine_systems(config)
     systems["lying"] = _lying_system(systems[PLAIN], config)
-    prompts = [systems[PLAIN].engine.encode(text) for text in load_prompts(path, count)]
+    prompts = [systems[PLAIN].engine.encode(text) for text in load_prompts(plan.prompts, plan.count)]
     meter = GapMeter(_target_model(systems[PLAIN]))
-    outcomes: list[tuple[str, Comparison]] = []
-    greedy, sampled = Workload(max_tokens, 0.0, SEED, ignore_eos=True), Workload(max_tokens, 0.8, SEED, ignore_eos=True)
+    greedy, sampled = Workload(plan.max_tokens, 0.0, SEED), Workload(plan.max_tokens, plan.temperature, SEED)
     reference = TransformersSystem("generate", config).run(prompts, greedy)
-    outcomes += _compare_all("greedy against generate", systems, prompts, greedy, reference, meter, url)
+    outcomes = _compare_all("greedy against generate", systems, prompts, greedy, reference, meter, plan.url)
     plain = [list(a.token_ids) for a in _in_batches(systems[PLAIN], prompts, sampled, batch=1)]
-    outcomes += _compare_all("temperature 0.8 against plain", systems, prompts, sampled, plain, meter, url)
+    outcomes += _compare_all(f"temperature {plan.temperature:g} against plain", systems, prompts, sampled, plain, meter, plan.url)
     _close(systems)
     outcomes += _deterministic_outcomes(config, prompts, greedy, sampled)
-    lines = [f"{count} prompts x {max_tokens} tokens, seed {SEED}", ""]
-    lines += [f"- {name}: {outcome.line()}" for name, outcome in outcomes]
-    lines += [f"  - {name}: {wrong}" for name, outcome in outcomes for wrong in outcome.wrong]
-    return "\n".join(lines), any(outcome.wrong for _, outcome in outcomes)
+    lines = [f"{plan.count} prompts x {plan.max_tokens} tokens, seed {SEED}", ""]
+    lines += [f"- {outcome.line()}" for outcome in outcomes]
+    lines += [f"  - {outcome.name}: {wrong}" for outcome in outcomes for wrong in outcome.comparison.wrong]
+    return "\n".join(lines), any(outcome.comparison.wrong for outcome in outcomes)
 
 
 def _compare_all(
@@ -126,30 +153,33 @@ def _compare_all(
     reference: list[list[int]],
     meter: GapMeter | None,
     url: str | None = None,
-) -> list[tuple[str, Comparison]]:
+) -> list[Outcome]:
     sampling = SamplingParams(temperature=workload.temperature, seed=workload.seed)
-    outcomes = []
-    for batch in (1, BATCH):
-        for name, system in systems.items():
-            answers = [list(a.token_ids) for a in _in_batches(system, prompts, workload, batch)]
-            outcomes.append((f"{title}, drafter {name}, batch {batch}", compare(prompts, reference, answers, sampling, meter)))
+
+    def outcome(name: str, answers: Sequence[Completion | ServedAnswer]) -> Outcome:
+        comparison = compare(prompts, reference, [list(answer.token_ids) for answer in answers], sampling, meter)
+        work = [answer.usage if isinstance(answer, Completion) else answer for answer in answers]
+        return Outcome(f"{title}, {name}", comparison, sum(w.selected_tokens for w in work), sum(w.accepted_tokens for w in work))
+
+    outcomes = [
+        outcome(f"drafter {name}, batch {batch}", _in_batches(system, prompts, workload, batch))
+        for batch in (1, BATCH)
+        for name, system in systems.items()
+    ]
     for speculate in (True, False) if url is not None else ():
         served = complete_all(url or "", prompts, workload, clients=BATCH, speculate=speculate)
-        label = f"{title}, over HTTP, {BATCH} clients, speculation {'on' if speculate else 'off'}"
-        outcomes.append((label, compare(prompts, reference, [list(a.token_ids) for a in served], sampling, meter)))
+        outcomes.append(outcome(f"over HTTP, {BATCH} clients, speculation {'on' if speculate else 'off'}", served))
     return outcomes
 
 
-def _deterministic_outcomes(
-    config: EngineConfig, prompts: list[list[int]], greedy: Workload, sampled: Workload
-) -> list[tuple[str, Comparison]]:
+def _deterministic_outcomes(config: EngineConfig, prompts: list[list[int]], greedy: Workload, sampled: Workload) -> list[Outcome]:
     """Exact equality, no near-ties allowed; a quarter of the prompts, because this mode is slow."""
     exact = _deterministic(config)
     systems = engine_systems(exact)
     systems["lying"] = _lying_system(systems[PLAIN], exact)
     chosen = prompts[: max(BATCH, len(prompts) // 4)]
     outcomes = []
-    for title, workload in (("deterministic greedy", greedy), ("deterministic at 0.8", sampled)):
+    for title, workload in (("deterministic greedy", greedy), (f"deterministic at {sampled.temperature:g}", sampled)):
         plain = [list(a.token_ids) for a in _in_batches(systems[PLAIN], chosen, workload, batch=1)]
         outcomes += _compare_all(f"{title} against plain", systems, chosen, workload, plain, None)
     _close(systems)

@@ -117,7 +117,7 @@ class TransformersSystem:
 
 
 PLANNED_LIMITS = {"max_depth": 7, "max_nodes": 16, "max_width": 4}
-"""What a planned system is allowed."""
+"""What a planned system is allowed at least."""
 
 
 def engine_systems(config: EngineConfig) -> dict[str, EngineSystem]:
@@ -130,7 +130,7 @@ def engine_systems(config: EngineConfig) -> dict[str, EngineSystem]:
     codec = TextCodec(load_tokenizer(resolve_folder(config.target)))
     systems = {PLAIN: EngineSystem(PLAIN, Engine(backend, codec, alone), speculate=False)}
     for name, drafter in config.named_drafters.items():
-        larger = drafter.model_copy(update=PLANNED_LIMITS)
+        larger = drafter.model_copy(update={limit: max(least, getattr(drafter, limit)) for limit, least in PLANNED_LIMITS.items()})
         # Drafter and target share one thread: nothing hides anything.
         for label, own, scheduling in (
             (name, drafter, SchedulingConfig(mode="fixed", overlap=0.0)),

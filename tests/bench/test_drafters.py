@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.bench.drafters import DEFAULT_DRAFTERS, drafter_argument, listed_drafters
+from dspark.bench.drafters import DEFAULT_DRAFTERS, as_trees, drafter_argument, listed_drafters
 from dspark.errors import ConfigError
 
 
@@ -44,3 +44,24 @@ def test_what_is_no_drafter_is_refused(text: str, words: str) -> None:
 def test_an_argument_of_deepspec_evaluate_may_name_a_device() -> None:
     name, config = drafter_argument("code=eagle:build/code", "cuda")
     assert (name, config.kind, config.model, config.device) == ("code", "eagle", "build/code", "cuda")
+
+
+def test_trees_of_all_drafters_and_lookup_beside_those_that_have_a_model() -> None:
+    found = as_trees(listed_drafters(f"{DEFAULT_DRAFTERS},e3=eagle:build/b", depth=7), nodes=16, width=4, with_lookup=True)
+    assert {(config.max_depth, config.max_nodes, config.max_width) for config in found.values()} == {(7, 16, 4)}
+    assert {name: config.with_lookup for name, config in found.items()} == {
+        "lookup": False,
+        "language_model": True,
+        "block": True,
+        "e3": True,
+    }
+
+
+def test_without_a_number_of_candidates_drafters_stay_as_they_are() -> None:
+    listed = listed_drafters(DEFAULT_DRAFTERS, depth=4)
+    assert as_trees(listed, nodes=0, width=4) == listed
+
+
+def test_lookup_does_not_go_with_itself() -> None:
+    with pytest.raises(ConfigError, match="has a model"):
+        as_trees(listed_drafters("lookup", depth=4), nodes=0, width=4, with_lookup=True)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dspark.bench.drafters import listed_drafters
-from dspark.bench.reports import SpeedPlan, accept_table, lossless_report, speed_table
+from dspark.bench.reports import LosslessPlan, SpeedPlan, accept_table, lossless_report, speed_table
 from dspark.cli import app
 from dspark.config import EngineConfig, TargetConfig
 from tests.warm_drafters import write_drafter
@@ -53,10 +53,28 @@ def test_speed_says_of_each_drafter_what_the_system_loses(config: EngineConfig) 
 
 @pytest.mark.slow
 def test_losslessness_is_asked_of_every_drafter_and_of_a_liar(config: EngineConfig) -> None:
-    report, wrong = lossless_report(config, None, count=2, max_tokens=6, url=None)
+    report, wrong = lossless_report(config, LosslessPlan(None, count=2, max_tokens=6))
     assert not wrong, report
     for name in ("none", *NAMES, "lying"):
         assert report.count(f"drafter {name},") == 8, "two workloads in two modes at two batch sizes"
+
+
+@pytest.mark.slow
+def test_losslessness_of_trees_with_lookup_is_asked_at_the_temperature_wanted(drafters: str) -> None:
+    listed = ",".join(part for part in drafters.split(",") if "=" in part)
+    arguments = ["--nodes", "16", "--width", "4", "--depth", "7", "--with-lookup", "--temperature", "0.7"]
+    result = CliRunner().invoke(app, ["bench", "lossless", "--drafters", listed, *arguments, "--count", "2", "--max-tokens", "6"])
+    assert result.exit_code == 0, result.output
+    for name in ("mine", "e3"):
+        (line,) = [line for line in result.output.splitlines() if f"temperature 0.7 against plain, drafter {name}, batch 8:" in line]
+        assert "2 of 2 equal" in line
+        assert int(line.split("; ")[1].split()[0]) > 4 * 7, "trees, not chains, were verified"
+
+
+def test_the_command_refuses_lookup_beside_nothing() -> None:
+    result = CliRunner().invoke(app, ["bench", "lossless", "--drafters", "lookup", "--with-lookup"])
+    assert result.exit_code == 2
+    assert "has a model" in result.output
 
 
 def test_the_command_refuses_what_is_no_drafter() -> None:

@@ -42,8 +42,11 @@ class EvaluationPlan:
 def read_prompt_sets(decoder: Decoder, paths: Sequence[Path], count: int) -> dict[str, list[list[int]]]:
     """The first `count` prompts of each JSONL file, or of the shipped held-out prompts where no file is given.
 
-    Raises ConfigError naming a file without prompts.
+    Raises ConfigError naming a file without prompts, or two files of one name, which would be one set in a report.
     """
+    names = [path.stem for path in paths]
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise ConfigError(f"two prompt files are called {twice!r}; rename one", "prompts")
     sets = {path.stem: _prompts(path, count) for path in paths} or {"held-out": load_prompts(None, count)}
     return {name: [decoder.codec.encode(text) for text in texts] for name, texts in sets.items()}
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dspark.config import DrafterConfig, TargetConfig
 from dspark.deepspec.cli import app
 from dspark.deepspec.decoding import Decoder, DecodingPlan
+from dspark.deepspec.evaluate import read_prompt_sets
 from dspark.deepspec.evaluate_commands import numbers, own_folder
 from dspark.drafting.build import load_drafter
 from dspark.errors import ConfigError
@@ -180,6 +181,12 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, arguments: list[str], cod
     assert found == code, output
     assert message in output
     assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_two_prompt_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """They would be one set in the report."""
+    with pytest.raises(ConfigError, match="two prompt files are called 'held_out'"):
+        read_prompt_sets(Decoder(TargetConfig(num_threads=1)), [tmp_path / "a" / "held_out.jsonl", tmp_path / "b" / "held_out.jsonl"], 4)
 
 
 def test_numbers_are_read() -> None:

@@ -11,6 +11,7 @@ A decision stands for a few steps, for all sessions of a regime. One that was pr
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,8 +55,10 @@ class Sharing:
 class DraftDecisions:
     """Belongs to the books of one target."""
 
-    def __init__(self, economy: Economy) -> None:
+    def __init__(self, economy: Economy, news: Callable[[str], float] = lambda _: 0.0) -> None:
+        """`news`: tokens of context that a drafter has not been told yet, of one session in the mean."""
         self._economy = economy
+        self._news = news
         self._decided: dict[Regime, DraftLimits] = {}
         self._to_explore: Counter[Regime] = Counter()
         """Rounds that are still to be drafted to find out what that brings."""
@@ -202,7 +205,8 @@ class DraftDecisions:
             cheap_ms = economy.hoped_draft_ms(regime, num_drafting)
             hopeful = replace(outlook, draft_ms=cheap_ms, gains=economy.profiles[regime[0]].hopeful(*regime))
             best = best_draft(hopeful)
-            hoped, price_rounds = best.limits, _lost_rounds(best, hopeful, outlook.gains)
+            told_ms = economy.catch_up_ms(regime[0], self._news(regime[0]) * min(num_drafting, MOST_EXPLORERS))
+            hoped, price_rounds = best.limits, _lost_rounds(best, hopeful, outlook.gains) + told_ms / _plain_ms(outlook)
         if not hoped.skips and economy.explorations[regime].affords(price_rounds):
             self._to_explore[regime] = min(num_drafting, MOST_EXPLORERS)
             self._explored_with[regime] = hoped
@@ -244,9 +248,12 @@ class DraftDecisions:
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 
 
+def _plain_ms(outlook: DraftOutlook) -> float:
+    return outlook.costs.step_of(outlook.num_sessions) + outlook.costs.fixed_ms
+
+
 def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:
     """What one session loses by this draft if it brings what is most expected, in plain rounds; 0 where it loses nothing."""
     costs, depth, nodes = outlook.costs, choice.limits.max_depth, round(choice.nodes_per_session)
     round_ms = costs.step_of(outlook.num_sessions + nodes) + costs.fixed_ms + float(outlook.draft_ms[depth])
-    plain_ms = costs.step_of(outlook.num_sessions) + costs.fixed_ms
-    return max(0.0, round_ms / plain_ms - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)
+    return max(0.0, round_ms / _plain_ms(outlook) - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)

@@ -14,7 +14,7 @@ from dspark.config import DrafterConfig
 from dspark.scheduling.acceptance_profile import AcceptanceProfile
 from dspark.scheduling.correction import SurvivalCorrector
 from dspark.scheduling.costs import Floats
-from dspark.scheduling.draft_cost import DraftCost
+from dspark.scheduling.draft_cost import USUAL_NEWS, DraftCost
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.scheduling.exploration import Exploration
 from dspark.scheduling.paying import Paying
@@ -118,6 +118,12 @@ class Economy:
         times = [cost.ms(num_sessions, depth) for depth in depths]
         known = [ms for ms in times if ms is not None]
         return np.asarray([0.0, *(ms + self._extra_ms[drafter] for ms in known)]) if len(known) == len(times) else None
+
+    def catch_up_ms(self, drafter: str, num_news: float) -> float:
+        """What a call takes longer that has so much more context to read than usual."""
+        cost = self.draft_costs[drafter]
+        with_news, usual = cost.ms(1, 1, USUAL_NEWS + num_news), cost.ms(1, 1)
+        return 0.0 if with_news is None or usual is None else with_news - usual
 
     def round_took(self, drafter: str, round_ms: float, expected_ms: float) -> None:
         """A drafted round of a session that was alone on its target."""

@@ -83,7 +83,9 @@ class TargetEconomy:
         """Of these, the ones that were promised a speed."""
         self._regimes: Counter[Regime] = Counter()
         """Of the sessions that have a drafter."""
-        self._decisions = DraftDecisions(economy)
+        self._told: dict[SessionId, int] = {}
+        """Length of each session's context at its last draft."""
+        self._decisions = DraftDecisions(economy, self._mean_news)
         self._to_learn: list[Verified] = []
         self._table: Floats | None = None
         self._table_steps = 0
@@ -115,6 +117,7 @@ class TargetEconomy:
         if self._sessions.pop(session.session_id, None) is None:
             return
         self._promised.pop(session.session_id, None)
+        self._told.pop(session.session_id, None)
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] -= 1
             self._regimes += Counter()  # without those that have no session left
@@ -147,6 +150,14 @@ class TargetEconomy:
         num_drafting = sum(self._regimes[drafter, greedy] for greedy in (False, True)) if drafter else 0
         promised = (s.min_tokens_per_second for s in self._promised.values() if s.drafter == drafter)
         return Sharing(max(1, self.num_sessions), max(1, num_drafting), tuple(filter(None, promised)))
+
+    def _mean_news(self, drafter: str) -> float:
+        news = [self._news(session) for session in self._sessions.values() if session.drafter == drafter]
+        return sum(news) / len(news) if news else 0.0
+
+    def _news(self, session: Session) -> int:
+        """Tokens of its context that its drafter has not been told."""
+        return session.base_length - self._told.get(session.session_id, 0)
 
     def explores(self, session: Session) -> bool:
         """True while the session's round in hand is drafted to find out what that brings."""
@@ -285,10 +296,14 @@ class TargetEconomy:
             if regime not in drafted:
                 self._economy.round_skipped(regime)
             elif regime in explored and costs is not None:
-                self._economy.explorations[regime].explored(self._lost_rounds(explored[regime], len(verified), costs))
+                told_ms = self._economy.catch_up_ms(regime[0], sum(map(self._news, (one.session for one in explored[regime]))))
+                lost_rounds = self._lost_rounds(explored[regime], len(verified), costs, told_ms)
+                self._economy.explorations[regime].explored(lost_rounds, told_ms / (costs.step_of(len(verified)) + costs.fixed_ms))
+        self._told.update((one.session.session_id, one.session.base_length) for one in verified if not one.limits.skips)
 
-    def _lost_rounds(self, explored: Sequence[Verified], num_sessions: int, costs: RoundCosts) -> float:
-        """Of the whole step, in plain rounds: all wait for these drafts and for their rows, and what they won is shared by all.
+    def _lost_rounds(self, explored: Sequence[Verified], num_sessions: int, costs: RoundCosts, told_ms: float) -> float:
+        """Of the whole step, in plain rounds: all wait for these drafts, for what their drafter had to be told first (`told_ms`) and for
+        their rows, and what they won is shared by all.
 
         What was won is the middle of what was accepted and of what the scores promised: one round's luck says little.
         """
@@ -298,7 +313,8 @@ class TargetEconomy:
         expected = None if name is None else self._economy.draft_ms(name, len(explored))
         draft_ms = max(one.draft_ms for one in explored)
         if expected is not None:
-            draft_ms = min(draft_ms, float(expected[min(len(expected) - 1, max(one.limits.max_depth for one in explored))]))
+            depth = min(len(expected) - 1, max(one.limits.max_depth for one in explored))
+            draft_ms = min(draft_ms, float(expected[depth]) + told_ms)
         round_ms = draft_ms + costs.step_of(rows) + costs.fixed_ms
         won = sum(len(one.accepted) + _promised(one) for one in explored) / 2 / num_sessions
         return round_ms / plain_ms - 1.0 - won

@@ -40,13 +40,14 @@ class Exploration:
         """A round of the target in which nothing was drafted."""
         self._put_in(SHARE * self._earning)
 
-    def explored(self, lost_rounds: float) -> None:
-        """What an explored round lost against a plain one; below 0 where it won."""
+    def explored(self, lost_rounds: float, expected_rounds: float = 0.0) -> None:
+        """What an explored round lost against a plain one; below 0 where it won. `expected_rounds` of it were to be expected: what drafters
+        had to be told first."""
         if lost_rounds <= 0:
             self._put_in(-lost_rounds)
             self._earning = 1.0
             return
-        self.purse_rounds -= min(lost_rounds, MOST_LOST_ROUNDS)
+        self.purse_rounds -= min(lost_rounds, MOST_LOST_ROUNDS + expected_rounds)
         if not self._is_first:
             self._earning = max(LEAST_EARNING, self._earning / 2)
 

@@ -287,3 +287,20 @@ def test_what_was_promised_is_drafted_for_where_the_others_are_not() -> None:
     assert books.target.draft_limits(modest).skips, "plain decoding gives it 100"
     assert not books.target.draft_limits(promised).skips
     assert books.target.will_draft(promised)
+
+
+def test_exploring_is_paid_for_with_what_the_drafter_has_to_be_told_first() -> None:
+    """Long contexts that nobody drafted for: 0.1 ms a token, where steps take 10 ms."""
+    spent = []
+    for told_ms in (0.0, 0.1):
+        books = Books(FLAT)
+        for num_news in (3, 100, 300):
+            for _ in range(10):
+                books.economy.draft_done("default", 1, 4, 7.0 + told_ms * (num_news - 3), num_news)
+        session = books.session("a")
+        session.output_ids += [4] * 97
+        limits = books.target.draft_limits(session)
+        assert not limits.skips
+        books.step(session, UNLIKELY, 0, limits=limits, draft_ms=40.0)
+        spent.append(FIRST_ROUNDS - books.economy.explorations["default", True].purse_rounds)
+    assert spent[1] - spent[0] == pytest.approx(97 * 0.1 / 10.0, rel=0.2)

@@ -75,3 +75,11 @@ def test_a_drafter_dearer_than_any_purse_is_tried_when_the_purse_is_full_and_one
     assert pause(exploration, 1000.0) == pytest.approx(MOST_ROUNDS / SHARE, abs=1)
     exploration.explored(1000.0)
     assert exploration.purse_rounds == pytest.approx(MOST_ROUNDS - MOST_LOST_ROUNDS)
+
+
+def test_what_was_to_be_expected_is_paid_in_full_beside_what_a_stall_may_cost() -> None:
+    """A drafter that has to be told long contexts first costs ten rounds, and that is no bad luck."""
+    stalled, told = Exploration(), Exploration()
+    stalled.explored(50.0)
+    told.explored(10.0, expected_rounds=8.0)
+    assert (FIRST_ROUNDS - stalled.purse_rounds, FIRST_ROUNDS - told.purse_rounds) == (MOST_LOST_ROUNDS, 10.0)

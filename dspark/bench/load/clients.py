@@ -44,7 +44,7 @@ class ClosedLoop:
         self._speculate = speculate
         self._goes = asyncio.Event()
         self._clients: list[asyncio.Task[None]] = []
-        self._lengths: dict[int, int] = {}
+        self._turns_had: dict[int, int] = {}
         """Of the answer that each client is getting."""
         self._asks_anew: set[int] = set()
         """Clients that give up what they are getting when they go on."""
@@ -65,13 +65,16 @@ class ClosedLoop:
         return self._meter.window
 
     def _renew(self) -> None:
-        """Nobody shall come to the end of an answer in this turn."""
+        """Nobody shall come to the end of an answer in this turn. Counted in turns, not in tokens: so contexts are of one length in all
+        systems, of which some commit a few tokens more in a turn than others."""
         for client in range(len(self._clients)):
             done = self._meter.tokens_of(client)
-            if done is None or done + self._plan.turn_tokens > self._lengths[client]:
+            if done is None or self._turns_had[client] >= self._plan.turns_per_answer:
                 self._meter.unseen(client)
+                self._turns_had[client] = 0
                 if done is not None:
                     self._asks_anew.add(client)
+            self._turns_had[client] += 1
 
     async def stop(self) -> None:
         """All clients hang up."""
@@ -97,10 +100,9 @@ class ClosedLoop:
 
     async def _ask(self, client: int, index: int) -> None:
         number = request_number(client, index)
-        self._lengths[client] = answer_tokens(self._plan, client, index)
         (request,) = self._engine.requests(
             [self._prompts[(client + STRIDE * index) % len(self._prompts)]],
-            max_tokens=self._lengths[client],
+            max_tokens=answer_tokens(self._plan, client, index),
             temperature=self._plan.temperature,
             seed=number,
             ignore_eos=True,

@@ -59,6 +59,11 @@ class LoadPlan:
         return FASTEST * (self.tokens or 0) + SETTLING_TOKENS
 
     @property
+    def turns_per_answer(self) -> int:
+        """Turns after which a client of a decode-only measurement asks anew."""
+        return self.max_tokens // self.turn_tokens
+
+    @property
     def ordered_clients(self) -> tuple[int, ...]:
         """Growing, because the clients of a small load stay for the next."""
         return tuple(sorted(set(self.clients)))

@@ -59,12 +59,14 @@ class _Group:
             self._drafter.open(SessionOpen(name, (0,) * CONTEXT_TOKENS, SamplingParams(temperature=1.0)))
         try:
             first = self._call(0 if self._hidden_size is None else depths[-1], 0)
-            return [*([first] if first.depth > 0 else []), *(self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(CALLS))]
+            later = [self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(CALLS)]
+            return [call for call in (first, *later) if call is not None and call.depth > 0]
         finally:
             for name in self._names:
                 self._drafter.close(name)
 
-    def _call(self, depth: int, num_new: int) -> DraftCall:
+    def _call(self, depth: int, num_new: int) -> DraftCall | None:
+        """None where the drafter could not serve it, so that its time says nothing."""
         self._length += num_new
         features = self._features()
         nodes = max(1, self._config.max_nodes)
@@ -73,6 +75,8 @@ class _Group:
             for name in self._names
         ]
         report = self._drafter.draft(requests)
+        if report.failures:
+            return None
         num_news = num_new if features is None else len(features.values)
         return DraftCall(len(self._names), depth, report.draft_ms, num_news * len(self._names))
 

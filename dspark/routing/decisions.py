@@ -11,7 +11,7 @@ A decision stands for a few steps, for all sessions of a regime. One that was pr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,17 +48,17 @@ class Sharing:
     """That share the target's steps."""
     num_drafting: int
     """Of these, the ones that have the drafter in question."""
-    promised: tuple[float, ...] = ()
-    """Tokens per second that some of these were promised."""
 
 
 class DraftDecisions:
     """Belongs to the books of one target."""
 
-    def __init__(self, economy: Economy, news: Callable[[str], float] = lambda _: 0.0) -> None:
-        """`news`: tokens of context that a drafter has not been told yet, of one session in the mean."""
+    def __init__(self, economy: Economy, news: Callable[[str], float], promised: Callable[[str], Sequence[float]]) -> None:
+        """Of a drafter's sessions: `news` tokens of context that it has not been told yet, of one session in the mean; `promised` tokens
+        per second, of those that were promised some. Both are asked for with few decisions, since they look at every session."""
         self._economy = economy
         self._news = news
+        self._promised_speeds = promised
         self._decided: dict[Regime, DraftLimits] = {}
         self._to_explore: Counter[Regime] = Counter()
         """Rounds that are still to be drafted to find out what that brings."""
@@ -163,7 +163,7 @@ class DraftDecisions:
             return usual
         if (key := (regime, tokens_per_second)) not in self._promised:
             plain = 1e3 / (costs.step_of(sharing.num_sessions) + costs.fixed_ms)
-            needy = sum(speed > plain for speed in sharing.promised)
+            needy = sum(speed > plain for speed in self._promised_speeds(regime[0]))
             outlook = self._outlook(regime, costs, replace(sharing, num_drafting=max(1, needy)) if usual.skips else sharing)
             self._promised[key] = usual if outlook is None else promised_draft(outlook, tokens_per_second).limits
         return self._promised[key]

@@ -85,7 +85,7 @@ class TargetEconomy:
         """Of the sessions that have a drafter."""
         self._told: dict[SessionId, int] = {}
         """Length of each session's context at its last draft."""
-        self._decisions = DraftDecisions(economy, self._mean_news)
+        self._decisions = DraftDecisions(economy, self._mean_news, self._promised_speeds)
         self._to_learn: list[Verified] = []
         self._table: Floats | None = None
         self._table_steps = 0
@@ -148,8 +148,10 @@ class TargetEconomy:
     def _sharing(self, drafter: str | None) -> Sharing:
         """For decisions on a drafter; whoever asks is counted, were it to enter only now."""
         num_drafting = sum(self._regimes[drafter, greedy] for greedy in (False, True)) if drafter else 0
-        promised = (s.min_tokens_per_second for s in self._promised.values() if s.drafter == drafter)
-        return Sharing(max(1, self.num_sessions), max(1, num_drafting), tuple(filter(None, promised)))
+        return Sharing(max(1, self.num_sessions), max(1, num_drafting))
+
+    def _promised_speeds(self, drafter: str) -> list[float]:
+        return [s.min_tokens_per_second or 0.0 for s in self._promised.values() if s.drafter == drafter]
 
     def _mean_news(self, drafter: str) -> float:
         news = [self._news(session) for session in self._sessions.values() if session.drafter == drafter]

@@ -12,7 +12,8 @@ import numpy as np
 from dspark.config import DrafterConfig
 from dspark.deepspec.cards import markdown_table
 from dspark.routing.economy import Economy
-from dspark.routing.target_economy import TargetEconomy, Waiting
+from dspark.routing.rounds import Waiting
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.forest import Forest, SessionNeed

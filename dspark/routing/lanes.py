@@ -12,7 +12,8 @@ from dspark.routing.draft_lane import error_of
 from dspark.routing.economy import Economy
 from dspark.routing.observer import Observer
 from dspark.routing.plain_pace import PlainPace
-from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
+from dspark.routing.rounds import InFlight, Verified, Waiting
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree

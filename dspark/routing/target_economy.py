@@ -5,13 +5,13 @@ candidates to verify, whether to wait for drafts in flight. What the router know
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
+from dspark.routing.rounds import InFlight, Verified, Waiting
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.correction import origins_of
 from dspark.scheduling.costs import Floats, RoundCosts
@@ -33,41 +33,6 @@ LEARN_ROUNDS = 16
 """Rounds of sessions that are learned from together: sixteen cost little more than one. The first drafts are learned from at once."""
 TABLE_STEPS = 4
 """Steps that the table of costs stands: making it takes longer than reading it, and it changes slowly."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
-    """One session's round, ready to be planned."""
-
-    session: Session
-    tree: CandidateTree
-    draft_ms: float = 0.0
-    """How long its draft took, waiting included."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Verified:
-    """One session's round after its verdict."""
-
-    session: Session
-    limits: DraftLimits
-    """What its drafter answered to; SKIP where it was not asked, or did not answer in time."""
-    drafted: CandidateTree
-    kept: list[int]
-    accepted: tuple[int, ...]
-    """Nodes of the selected tree."""
-    draft_ms: float = 0.0
-    """How long its draft took, waiting included."""
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A draft on its way."""
-
-    since_ms: float
-    """How long already."""
-    depth: int
-    """Asked for."""
 
 
 class TargetEconomy:

@@ -4,7 +4,8 @@ import numpy as np
 
 from dspark.config import DrafterConfig
 from dspark.routing.economy import Economy, regime_of
-from dspark.routing.target_economy import TargetEconomy, Verified, Waiting
+from dspark.routing.rounds import Verified, Waiting
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session

@@ -4,7 +4,8 @@ import pytest
 
 from dspark.routing.decisions import DECISION_STEPS, GIVEN_UP_STEPS, IDLE_DECISION_STEPS, MOST_EXPLORERS, MOST_TRIES
 from dspark.routing.economy import DraftedRound
-from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, InFlight
+from dspark.routing.rounds import InFlight
+from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE

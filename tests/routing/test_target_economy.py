@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.routing.target_economy import Verified, Waiting
+from dspark.routing.rounds import Verified, Waiting
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books

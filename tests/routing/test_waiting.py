@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dspark.routing.target_economy import InFlight, TargetEconomy, Waiting
+from dspark.routing.rounds import InFlight, Waiting
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.session import Session
 from dspark.tree import CandidateTree

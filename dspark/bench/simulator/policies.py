@@ -18,7 +18,8 @@ from dspark.config import DrafterConfig
 from dspark.drafting.profile import SESSION_COUNTS
 from dspark.errors import ConfigError
 from dspark.routing.economy import DraftedRound, Economy
-from dspark.routing.target_economy import InFlight, TargetEconomy, Verified, Waiting
+from dspark.routing.rounds import InFlight, Verified, Waiting
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.scheduling.planner import Plan, plan
 from dspark.session import Session

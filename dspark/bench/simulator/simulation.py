@@ -26,7 +26,7 @@ from dspark.bench.simulator.workload import Poisson, Workload
 from dspark.messages import VerifyResult
 from dspark.routing.economy import DraftedRound
 from dspark.routing.lanes import WAIT_SLACK
-from dspark.routing.target_economy import InFlight, Verified, Waiting
+from dspark.routing.rounds import InFlight, Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.types import SamplingParams, SessionId, StopRules

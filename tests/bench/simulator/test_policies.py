@@ -13,7 +13,7 @@ from dspark.bench.simulator.tally import Tally
 from dspark.bench.simulator.workload import ClosedLoop, Workload
 from dspark.errors import ConfigError
 from dspark.routing.decisions import MOST_EXPLORERS
-from dspark.routing.target_economy import InFlight, Waiting
+from dspark.routing.rounds import InFlight, Waiting
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
 from dspark.session import Session

@@ -13,7 +13,7 @@ from dspark.bench.simulator.policies import FixedBooks, FixedRouter, Policy, pol
 from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import OperatingPoint, operating_point
 from dspark.bench.simulator.workload import ClosedLoop, Poisson, Workload
-from dspark.routing.target_economy import InFlight
+from dspark.routing.rounds import InFlight
 from dspark.scheduling.drafting_plan import DraftLimits
 
 SEED = 11

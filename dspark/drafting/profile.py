@@ -14,7 +14,8 @@ from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
 from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import SamplingParams, SessionId
 
-SESSION_COUNTS = (1, 4, 16)
+SESSION_COUNTS = (1, 8)
+"""Two tell what a session adds; the cost is linear in them (scheduling/draft_cost.py)."""
 CONTEXT_TOKENS = 32
 NEWS_TOKENS = 3
 """Per session and call, about what a round commits."""
@@ -36,8 +37,8 @@ def profile_drafter(drafter: CachedDrafter[Any], config: DrafterConfig, hidden_s
     for count in SESSION_COUNTS if config.max_depth > 0 else ():
         if count * SESSION_TOKENS > config.kv_cache.num_tokens or time.perf_counter() - started_s > BUDGET_S:
             break
-        groups = (_Group(drafter, config, hidden_size, count) for _ in range(2))
-        calls += [group.calls(depths) for group in groups][-1]  # the first meets shapes that kernels are still to be made for
+        _Group(drafter, config, hidden_size, count).calls(depths, 1)  # meets shapes that kernels are still to be made for
+        calls += _Group(drafter, config, hidden_size, count).calls(depths, CALLS)
     return tuple(calls)
 
 
@@ -53,13 +54,13 @@ class _Group:
         self._num_read = 0
         """Features given."""
 
-    def calls(self, depths: Sequence[int]) -> list[DraftCall]:
+    def calls(self, depths: Sequence[int], repeats: int) -> list[DraftCall]:
         """The first one reads the context; that of a drafter that reads tokens is read before, as when a session gets its place."""
         for name in self._names:
             self._drafter.open(SessionOpen(name, (0,) * CONTEXT_TOKENS, SamplingParams(temperature=1.0)))
         try:
             first = self._call(0 if self._hidden_size is None else depths[-1], 0)
-            later = [self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(CALLS)]
+            later = [self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(repeats)]
             return [call for call in (first, *later) if call is not None and call.depth > 0]
         finally:
             for name in self._names:

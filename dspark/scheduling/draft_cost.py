@@ -22,7 +22,9 @@ MAX_SURPRISE = 3.0
 """A call counts as at most so many times what was expected, once there is an expectation."""
 CALLS_BEFORE_DOUBT = 5
 REFIT_AFTER = 8
-"""Calls; the first ones are fitted one by one."""
+"""Calls."""
+FITTED_AT_ONCE = 16
+"""The first so many calls are fitted one by one: those that a replica tells of when it starts, and some of the real ones."""
 NUM_TERMS = 5
 USUAL_NEWS = 3.0
 """Tokens of news per session of a call that follows the one before."""
@@ -75,7 +77,7 @@ class DraftCost:
         """What a call for so many sessions is expected to take; None until one was seen. `news` as in `observe`."""
         if self._num_calls == 0:
             return None
-        if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, REFIT_AFTER):
+        if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, FITTED_AT_ONCE):
             self._weights = _non_negative_fit(self._products, self._projections)
             self._num_fitted = self._num_calls
         return float(_terms(sessions, depth, news) @ self._weights)

@@ -26,7 +26,7 @@ def test_calls_of_few_and_many_sessions_deep_and_shallow_are_measured(kind: str,
     cost = DraftCost()
     for call in calls:
         cost.observe(call.num_sessions, call.depth, call.draft_ms, call.num_news)
-    few, many = cost.ms(1, 4), cost.ms(16, 4)
+    few, many = cost.ms(1, 4), cost.ms(8, 4)
     assert few is not None
     assert many is not None
     assert many >= few > 0
@@ -34,7 +34,7 @@ def test_calls_of_few_and_many_sessions_deep_and_shallow_are_measured(kind: str,
 
 def test_what_has_no_room_in_the_cache_is_left_out() -> None:
     drafter = loaded("block", "demo:dspark", kv_cache=KvCacheConfig(num_tokens=4 * SESSION_TOKENS, block_tokens=16))
-    assert {call.num_sessions for call in drafter.profile()} == {1, 4}
+    assert {call.num_sessions for call in drafter.profile()} == {1}
 
 
 def test_a_drafter_that_may_propose_nothing_is_not_profiled() -> None:

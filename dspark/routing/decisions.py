@@ -162,7 +162,7 @@ class DraftDecisions:
         if not self._economy.planned or costs is None:
             return usual
         if (key := (regime, tokens_per_second)) not in self._promised:
-            plain = 1e3 / (costs.step_of(sharing.num_sessions) + costs.fixed_ms)
+            plain = 1e3 / costs.round_of(sharing.num_sessions)
             needy = sum(speed > plain for speed in self._promised_speeds(regime[0]))
             outlook = self._outlook(regime, costs, replace(sharing, num_drafting=max(1, needy)) if usual.skips else sharing)
             self._promised[key] = usual if outlook is None else promised_draft(outlook, tokens_per_second).limits
@@ -206,7 +206,8 @@ class DraftDecisions:
             hopeful = replace(outlook, draft_ms=cheap_ms, gains=economy.profiles[regime[0]].hopeful(*regime))
             best = best_draft(hopeful)
             told_ms = economy.catch_up_ms(regime[0], self._news(regime[0]) * min(num_drafting, MOST_EXPLORERS))
-            hoped, price_rounds = best.limits, _lost_rounds(best, hopeful, outlook.gains) + told_ms / _plain_ms(outlook)
+            hoped, told_rounds = best.limits, told_ms / outlook.costs.round_of(outlook.num_sessions)
+            price_rounds = told_rounds + _lost_rounds(best, hopeful, outlook.gains)
         if not hoped.skips and economy.explorations[regime].affords(price_rounds):
             self._to_explore[regime] = min(num_drafting, MOST_EXPLORERS)
             self._explored_with[regime] = hoped
@@ -248,12 +249,8 @@ class DraftDecisions:
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 
 
-def _plain_ms(outlook: DraftOutlook) -> float:
-    return outlook.costs.step_of(outlook.num_sessions) + outlook.costs.fixed_ms
-
-
 def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:
     """What one session loses by this draft if it brings what is most expected, in plain rounds; 0 where it loses nothing."""
     costs, depth, nodes = outlook.costs, choice.limits.max_depth, round(choice.nodes_per_session)
-    round_ms = costs.step_of(outlook.num_sessions + nodes) + costs.fixed_ms + float(outlook.draft_ms[depth])
-    return max(0.0, round_ms / _plain_ms(outlook) - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)
+    round_ms = costs.round_of(outlook.num_sessions + nodes) + float(outlook.draft_ms[depth])
+    return max(0.0, round_ms / costs.round_of(outlook.num_sessions) - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)

@@ -144,7 +144,7 @@ class TargetEconomy:
         costs, num_others = self.costs(), self.num_sessions - num_waiting
         if costs is None or num_others <= 0 or self.most_to_fire() is None:
             return 0.0
-        return costs.step_of(min(costs.max_rows, num_others * (1.0 + self._mean_kept))) + costs.fixed_ms
+        return costs.round_of(min(costs.max_rows, num_others * (1.0 + self._mean_kept)))
 
     def _draft_ms(self, waiting: Sequence[Waiting], depth: int) -> float:
         """What the drafts of this step cost: expected, since how long each session waited for its own is mostly the step before."""
@@ -160,7 +160,7 @@ class TargetEconomy:
         costs, num_decoding = self.costs(), self.num_sessions - num_reading
         if costs is None or num_decoding < 1:
             return 0.0
-        return costs.step_of(min(num_decoding + prompt_rows, costs.max_rows)) + costs.fixed_ms
+        return costs.round_of(min(num_decoding + prompt_rows, costs.max_rows))
 
     def load(self, tau: Callable[[Session], float]) -> TargetLoad | None:
         """What speed promises are judged by; `tau` tells what a session commits per round. None while nothing is known of the target."""
@@ -231,7 +231,7 @@ class TargetEconomy:
             return
         expected = self._economy.draft_ms(session.drafter, 1)
         if expected is not None:
-            expected_ms = float(expected[min(limits.max_depth, len(expected) - 1)]) + costs.step_of(1 + num_selected) + costs.fixed_ms
+            expected_ms = float(expected[min(limits.max_depth, len(expected) - 1)]) + costs.round_of(1 + num_selected)
             self._economy.round_took(session.drafter, round_ms, expected_ms)
 
     def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
@@ -254,10 +254,10 @@ class TargetEconomy:
         drafted: set[Regime | None] = set()
         for one in verified:
             regime = regime_of(one.session)
-            if not one.limits.skips:
+            has_drafted = not one.limits.skips
+            if has_drafted:
                 drafted.add(regime)
-            drafted_at_all = not one.limits.skips
-            if self._decisions.explored(one.session.session_id, drafted=drafted_at_all) and drafted_at_all and regime is not None:
+            if self._decisions.explored(one.session.session_id, drafted=has_drafted) and has_drafted and regime is not None:
                 explored.setdefault(regime, []).append(one)
         for regime in self._regimes:
             if regime not in drafted:
@@ -265,7 +265,7 @@ class TargetEconomy:
             elif regime in explored and costs is not None:
                 told_ms = self._economy.catch_up_ms(regime[0], sum(map(self._news, (one.session for one in explored[regime]))))
                 lost_rounds = self._lost_rounds(explored[regime], len(verified), costs, told_ms)
-                self._economy.explorations[regime].explored(lost_rounds, told_ms / (costs.step_of(len(verified)) + costs.fixed_ms))
+                self._economy.explorations[regime].explored(lost_rounds, told_ms / costs.round_of(len(verified)))
         self._told.update((one.session.session_id, one.session.base_length) for one in verified if not one.limits.skips)
 
     def _lost_rounds(self, explored: Sequence[Verified], num_sessions: int, costs: RoundCosts, told_ms: float) -> float:
@@ -274,7 +274,6 @@ class TargetEconomy:
 
         What was won is the middle of what was accepted and of what the scores promised: one round's luck says little.
         """
-        plain_ms = costs.step_of(num_sessions) + costs.fixed_ms
         rows = num_sessions + sum(len(one.kept) for one in explored)
         name = explored[0].session.drafter
         expected = None if name is None else self._economy.draft_ms(name, len(explored))
@@ -282,9 +281,9 @@ class TargetEconomy:
         if expected is not None:
             depth = min(len(expected) - 1, max(one.limits.max_depth for one in explored))
             draft_ms = min(draft_ms, float(expected[depth]) + told_ms)
-        round_ms = draft_ms + costs.step_of(rows) + costs.fixed_ms
+        round_ms = draft_ms + costs.round_of(rows)
         won = sum(len(one.accepted) + _promised(one) for one in explored) / 2 / num_sessions
-        return round_ms / plain_ms - 1.0 - won
+        return round_ms / costs.round_of(num_sessions) - 1.0 - won
 
     def _learn_when_due(self, verified: Sequence[Verified]) -> bool:
         """True if something was learned that is worth a new decision at once."""

@@ -49,6 +49,10 @@ class RoundCosts:
         whole = max(1, int(np.ceil(rows)))
         return float(self.steps_ms(whole, whole)[0])
 
+    def round_of(self, rows: float) -> float:
+        """Such a step with what every round costs beside it, in ms; without drafts."""
+        return self.step_of(rows) + self.fixed_ms
+
 
 def fewest_near_best(rates: Floats) -> int:
     """Index of the first rate that is within NEAR_EQUAL of the best. rates: [k], k > 0."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from dspark.errors import DraftUnavailable, ProtocolError, StaleRound, UnknownSession
-from dspark.fakes import FakeDrafter, ToyLaw
+from dspark.fakes import FakeDrafter, FakePool, ToyLaw
 from dspark.messages import DraftReport, DraftRequest, DraftResult
 from dspark.routing.draft_lane import DraftLane
-from dspark.routing.draft_lanes import FAILURE_LOG_S, FailureLog
+from dspark.routing.draft_lanes import FAILURE_LOG_S, DraftLanes, FailureLog
+from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import SessionId
 from tests.routing.parts import GREEDY, CountingObserver, session_named
 
@@ -79,3 +80,16 @@ def test_a_drafter_that_fails_round_after_round_is_told_once_at_length_and_then_
     assert records[0].exc_info is not None
     assert not any(record.exc_info for record in records[1:])
     assert "300 more times, at last with ZeroDivisionError: failure 300" in caplog.text
+
+
+async def test_what_a_replica_says_of_its_calls_is_told_once() -> None:
+    """Real calls are seen afterwards, and say more."""
+    costs: list[tuple[int, int, float, int]] = []
+    pool = FakePool(FakeDrafter(ToyLaw().guess))
+    lanes = DraftLanes(CountingObserver(), lambda *cost: costs.append(cost))
+    for _ in range(2):
+        lease = await pool.acquire(SessionId("s"))
+        lease.calls = (DraftCall(4, 2, 1.5, 12),)
+        lanes.enter(lease)
+        await lanes.leave(lease)
+    assert costs == [(4, 2, 1.5, 12)]

@@ -10,7 +10,6 @@ from dspark.fakes import FakeDrafter, FakeLease, FakePool, LyingDrafter, ToyLaw
 from dspark.messages import DraftReport, DraftRequest
 from dspark.routing.draft_lanes import DraftLanes
 from dspark.routing.drafts import IDLE_ROUNDS, LeasedDrafts, NoDrafts
-from dspark.scheduling.draft_cost import DraftCall
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -49,6 +48,10 @@ class Desk:
         tokens = (*self.session.prompt_ids, *self.session.output_ids)
         return (await self.propose()).token_ids.tolist() == LAW.continuation(tokens, GREEDY, 4)
 
+    async def close(self) -> None:
+        await self.drafts.close()
+        await self.lanes.stop()
+
     def commit(self, *token_ids: int) -> None:
         """As if a round had given these tokens."""
         self.session.output_ids += token_ids
@@ -58,8 +61,7 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     desk = Desk(FakeDrafter(LAW.guess))
     yield desk
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_the_first_rounds_do_not_wait_for_a_lease(desk: Desk) -> None:
@@ -155,8 +157,7 @@ async def test_an_empty_pool_is_asked_with_pauses() -> None:
     await asyncio.sleep(0.03)
     await desk.propose()
     assert await desk.speculating()
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_a_drafter_that_forgot_the_session_is_told_again(desk: Desk) -> None:
@@ -199,8 +200,7 @@ async def test_a_tree_that_does_not_fit_is_left_out(tree: CandidateTree) -> None
         assert len(await desk.propose()) == 0
     assert desk.observer.lost == {"InvalidMessage": 3}
     assert len(desk.pool.leases) == 1, "the replica may serve others well"
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_a_drafter_with_a_bug_costs_candidates_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -212,8 +212,7 @@ async def test_a_drafter_with_a_bug_costs_candidates_only(caplog: pytest.LogCapt
     assert len(await desk.propose()) == 0
     assert desk.observer.lost == {"failed": 1}
     assert "ZeroDivisionError" in caplog.text
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_a_pool_with_another_model_is_as_good_as_none() -> None:
@@ -242,8 +241,7 @@ async def test_no_lie_is_an_exception() -> None:
             desk.session.output_ids[:] = [*desk.session.output_ids, round_number % 12][-20:]
     assert kinds == {True, False}
     assert desk.observer.lost.keys() >= {"stale", "InvalidMessage", "late"}
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_one_session_that_drops_a_dead_drafter_does_not_end_the_others() -> None:
@@ -310,8 +308,7 @@ async def test_rounds_go_on_plainly_while_the_drafter_reads_a_long_prompt() -> N
     drafter.may_answer.set()
     assert await desk.speculating(), "and what was committed meanwhile is in the first delta"
     assert desk.observer.lost == {}
-    await desk.drafts.close()
-    await desk.lanes.stop()
+    await desk.close()
 
 
 async def test_a_session_that_drafts_nothing_for_long_gives_its_lease_back_and_takes_one_when_it_drafts_again(desk: Desk) -> None:
@@ -351,16 +348,3 @@ async def test_what_is_answered_to_is_what_request_and_answers_end_leave_of_the_
     desk.commit(*[4] * (desk.session.tokens_left - 2))
     await desk.drafts.propose(DraftLimits(3, 2, 4))
     assert desk.drafts.answered_to.max_depth == 1
-
-
-async def test_what_a_replica_says_of_its_calls_is_told_once() -> None:
-    """Real calls are seen afterwards, and say more."""
-    costs: list[tuple[int, int, float, int]] = []
-    pool = FakePool(FakeDrafter(LAW.guess))
-    lanes = DraftLanes(CountingObserver(), lambda *cost: costs.append(cost))
-    for _ in range(2):
-        lease = await pool.acquire(SessionId("s"))
-        lease.calls = (DraftCall(4, 2, 1.5, 12),)
-        lanes.enter(lease)
-        await lanes.leave(lease)
-    assert costs == [(4, 2, 1.5, 12)]

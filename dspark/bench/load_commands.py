@@ -1,12 +1,13 @@
 """`dspark bench load|frontier|budget`, and `simulate --against`: from the command line to bench/load/ and back. Heavy imports wait."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -49,6 +50,8 @@ def load(
         int | None, typer.Option(min=1, help="Cut prompts there; a slow target reads long ones for minutes.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of this process.")] = 1,
+    device: Annotated[str, typer.Option(help="Of target and drafter: cpu, cuda, cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of target and drafter: float32, bfloat16, float16.")] = "float32",
     trace_rounds: Annotated[
         int, typer.Option(min=0, help="Drafts to record first, for `bench simulate --against`; 0 leaves that out.")
     ] = 600,
@@ -72,12 +75,15 @@ def load(
         if url is not None:
             _print(_served(url, name, texts, plan, patience, out), out)
             return
-        drafter = _drafter(drafters, threads, with_lookup)
+        placed = {"device": device, "dtype": dtype, "num_threads": threads}
+        drafter = _drafter(drafters, placed, with_lookup)
         names = tuple(system.strip() for system in systems.split(",") if system.strip())
-        own = TargetConfig(model=target, num_threads=threads, profile=ProfileConfig(budget_s=PROFILE_BUDGET_S))
+        own = TargetConfig.model_validate({"model": target, "profile": ProfileConfig(budget_s=PROFILE_BUDGET_S)} | placed)
         _print(_local(names, own, drafter, texts, plan, patience, trace_rounds, out), out)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+    except ValidationError as error:  # of --device or --dtype
+        raise typer.BadParameter(error.errors()[0]["msg"], param_hint=f"--{error.errors()[0]['loc'][0]}") from None
 
 
 def frontier(
@@ -212,12 +218,12 @@ def _ends_early(patience: Patience) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drafter(text: str, threads: int, with_lookup: bool) -> DrafterConfig:
+def _drafter(text: str, placed: Mapping[str, Any], with_lookup: bool) -> DrafterConfig:
     found = listed_drafters(text, depth=7)
     if len(found) != 1:
         raise ConfigError(f"{text!r}: one drafter at a time", "drafters")
     (drafter,) = found.values()
-    return drafter.model_copy(update={"num_threads": threads, "with_lookup": with_lookup})
+    return DrafterConfig.model_validate(drafter.model_dump() | placed | {"with_lookup": with_lookup})
 
 
 def _print(report: "LoadReport", out: Path) -> None:

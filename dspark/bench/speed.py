@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dspark.bench.systems import System, Workload
+from dspark.devices import finish
 from dspark.engine import Completion
 from dspark.runtime.model import PackedModel
 from dspark.runtime.packed import Segment
@@ -69,6 +70,7 @@ def forward_rate(model: PackedModel, clients: int, rows_per_client: int, context
     for _ in range(repeats):
         started = time.perf_counter()
         model.forward(segments)
+        finish(model.device)
         durations.append(time.perf_counter() - started)
     for own in taken:
         model.pool.give_back(own)

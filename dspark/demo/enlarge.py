@@ -42,6 +42,8 @@ WIDTH_STEP = 64
 DEPTH_EXPONENT = 0.25
 """Layers grow with this power of the parameters, the MLP takes the rest: a few large products, so that what a layer costs whatever its
 size stays small beside them."""
+MOST_DRAWN_ROWS = 4096
+"""Of a matrix; beyond it the same rows come again. They are there for their work, and drawing billions of numbers takes minutes."""
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -184,7 +186,9 @@ def _silent(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torc
 
 
 def _random_like(tensor: torch.Tensor, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return (torch.randn(size, generator=generator) * tensor.float().std()).to(tensor.dtype)
+    num_drawn = min(size[0], MOST_DRAWN_ROWS)
+    drawn = (torch.randn((num_drawn, *size[1:]), generator=generator) * tensor.float().std()).to(tensor.dtype)
+    return drawn[torch.arange(size[0]) % num_drawn]
 
 
 def _enlarged_config(config: Mapping[str, Any], shape: Enlargement) -> dict[str, Any]:

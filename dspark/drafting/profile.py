@@ -37,33 +37,33 @@ def profile_drafter(drafter: CachedDrafter[Any], config: DrafterConfig, hidden_s
     for count in SESSION_COUNTS if config.max_depth > 0 else ():
         if count * SESSION_TOKENS > config.kv_cache.num_tokens or time.perf_counter() - started_s > BUDGET_S:
             break
-        _Group(drafter, config, hidden_size, count).calls(depths, 1)  # meets shapes that kernels are still to be made for
-        calls += _Group(drafter, config, hidden_size, count).calls(depths, CALLS)
+        _Group(drafter, config, hidden_size, range(count)).calls(depths, 1)  # meets shapes that kernels are still to be made for
+        calls += _Group(drafter, config, hidden_size, range(count, 2 * count)).calls(depths, CALLS)
     return tuple(calls)
 
 
 class _Group:
-    """So many sessions of equal length."""
+    """Sessions of equal length, one for each seed: what is measured has no noise at hand, as in service."""
 
-    def __init__(self, drafter: CachedDrafter[Any], config: DrafterConfig, hidden_size: int | None, count: int) -> None:
+    def __init__(self, drafter: CachedDrafter[Any], config: DrafterConfig, hidden_size: int | None, seeds: range) -> None:
         self._drafter = drafter
         self._config = config
         self._hidden_size = hidden_size
-        self._names = [SessionId(f"profile-{number}") for number in range(count)]
+        self._seeds = {SessionId(f"profile-{seed}"): seed for seed in seeds}
         self._length = CONTEXT_TOKENS
         self._num_read = 0
         """Features given."""
 
     def calls(self, depths: Sequence[int], repeats: int) -> list[DraftCall]:
         """The first one reads the context; that of a drafter that reads tokens is read before, as when a session gets its place."""
-        for name in self._names:
-            self._drafter.open(SessionOpen(name, (0,) * CONTEXT_TOKENS, SamplingParams(temperature=1.0)))
+        for name, seed in self._seeds.items():
+            self._drafter.open(SessionOpen(name, (0,) * CONTEXT_TOKENS, SamplingParams(temperature=1.0, seed=seed)))
         try:
             first = self._call(0 if self._hidden_size is None else depths[-1], 0)
             later = [self._call(depth, NEWS_TOKENS) for depth in depths for _ in range(repeats)]
             return [call for call in (first, *later) if call is not None and call.depth > 0]
         finally:
-            for name in self._names:
+            for name in self._seeds:
                 self._drafter.close(name)
 
     def _call(self, depth: int, num_new: int) -> DraftCall | None:
@@ -73,13 +73,13 @@ class _Group:
         nodes = max(1, self._config.max_nodes)
         requests = [
             DraftRequest(name, self._length, (0,) * num_new, depth, nodes, features, max(1, self._config.max_width))
-            for name in self._names
+            for name in self._seeds
         ]
         report = self._drafter.draft(requests)
         if report.failures:
             return None
         num_news = num_new if features is None else len(features.values)
-        return DraftCall(len(self._names), depth, report.draft_ms, num_news * len(self._names))
+        return DraftCall(len(self._seeds), depth, report.draft_ms, num_news * len(self._seeds))
 
     def _features(self) -> ContextFeatures | None:
         """All that are missing: those of the anchor come a round later."""

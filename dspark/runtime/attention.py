@@ -41,7 +41,12 @@ class LayerRules:
 
 
 def register() -> None:
-    """Make the name known to transformers; calling it again changes nothing."""
+    """Make the name known to transformers; calling it again changes nothing.
+
+    cuDNN's attention is switched off in this process: it makes a plan for every new shape, and here each step's contexts are a token
+    longer than the last one's. On an H100 that was 40 ms of a step of 50 (docs/measurements.md).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 

@@ -151,8 +151,13 @@ class LocalLoad:
             prompt_tokens=sum(map(len, prompts)) / len(prompts),
             trace=trace,
             costs=None if profile is None else measured_costs(profile, rows, windows, reads),
-            notes=machine(),
+            notes=machine() | {"device": device_name(self._bench.device), "dtype": self.target.dtype},
         )
+
+
+def device_name(device: torch.device) -> str:
+    """An accelerator by its maker's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def machine() -> dict[str, str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from dspark.bench.load.clients import ClosedLoop
 from dspark.bench.load.meter import LoadMeter
 from dspark.bench.load.metered import MeteredBackend, OnVerdict
@@ -141,6 +143,11 @@ class Workbench:
         self.config = _with_room(target, room)
         self._cache = room.kv_cache
         self._base = LocalBackend.load(self.config, profile=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target is."""
+        return self._base.target.packed_model.device
 
     def system(self, name: str, limits: DraftLimits | None = None, on_verdict: OnVerdict | None = None) -> LoadSystem:
         """A system by its name. `limits` instead of those that the name says; `on_verdict` is told of every tree."""

@@ -86,7 +86,8 @@ class Economy:
     """The books of one router."""
 
     def __init__(self, configs: Mapping[str, DrafterConfig], *, planned: bool = True, overlap: float = 1.0) -> None:
-        """`planned` False drafts and verifies what the configuration allows, always: the fixed setting that benchmarks compare with.
+        """`planned` False drafts and verifies what the configuration allows, always: the fixed setting that benchmarks compare with. When a
+        step begins is decided in both.
 
         `overlap`: how far drafting and verifying hide each other, 1 on separate devices, 0 on one core (scheduling/waves.py).
         """

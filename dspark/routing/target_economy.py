@@ -179,9 +179,9 @@ class TargetEconomy:
         )
 
     def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
-        """How long the free target should wait for drafts on their way; 0: go."""
+        """How long the free target should wait for drafts on their way; 0: go. In the fixed mode too: it says how much, not when."""
         costs, drafter = self.costs(), self._main_drafter()
-        if not (self._economy.planned and in_flight and drafter and costs):
+        if not (in_flight and drafter and costs):
             return 0.0
         expected = self._economy.draft_ms(drafter, self._sharing(drafter).num_drafting)
         if expected is None:

@@ -16,9 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dspark.devices import on_device
-
-MAX_GROUPED_ROWS = 16
-"""Segments of up to this many rows attend together, padded to the longest; longer ones (prompt chunks) each alone."""
+from dspark.runtime.grouping import CallCost, call_cost, group_segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +90,11 @@ class PackedBatch:
 
 def pack(segments: list[Segment], device: torch.device) -> PackedBatch:
     """Lay the segments' rows one after the other and group them for attention."""
-    batch = _packed(segments)
+    batch = _packed(segments, call_cost(device.type))
     return batch if device.type == "cpu" else _sent(batch, device)
 
 
-def _packed(segments: list[Segment]) -> PackedBatch:
+def _packed(segments: list[Segment], cost: CallCost) -> PackedBatch:
     starts = np.cumsum([0, *(len(segment.token_ids) for segment in segments)])
     tokens = [token for segment in segments for token in segment.token_ids]
     positions = [position for segment in segments for position in segment.positions]
@@ -109,7 +107,7 @@ def _packed(segments: list[Segment]) -> PackedBatch:
         _integers([positions]),
         _integers(slots),
         _integers(logit_rows),
-        tuple(_groups(segments, starts.tolist())),
+        tuple(_groups(segments, starts.tolist(), cost)),
         tuple(segments),
     )
 
@@ -130,10 +128,8 @@ def _sent(batch: PackedBatch, device: torch.device) -> PackedBatch:
     return PackedBatch(head[0].unsqueeze(0), head[1].unsqueeze(0), head[2], head[3], tuple(groups), batch.segments)
 
 
-def _groups(segments: list[Segment], starts: list[int]) -> list[AttentionGroup]:
-    short = [i for i, segment in enumerate(segments) if len(segment.token_ids) <= MAX_GROUPED_ROWS]
-    long = [i for i, segment in enumerate(segments) if len(segment.token_ids) > MAX_GROUPED_ROWS]
-    members = ([short] if short else []) + [[i] for i in long]
+def _groups(segments: list[Segment], starts: list[int], cost: CallCost) -> list[AttentionGroup]:
+    members = group_segments([(len(segment.token_ids), len(segment.slots)) for segment in segments], cost)
     return [_group([segments[i] for i in m], [starts[i] for i in m], starts[-1]) for m in members]
 
 

@@ -33,8 +33,10 @@ def test_nothing_is_waited_for_where_nothing_is_on_its_way_or_known() -> None:
     assert unknown.target.wait_ms(1, flights(1.0)) == 0, "nobody knows what a step costs"
 
 
-def test_the_target_waits_for_what_is_left_of_a_draft_where_steps_are_dear_and_rows_are_not() -> None:
-    flat, steep = Books((30.0, 0.0)), Books(STEEP)
+@pytest.mark.parametrize("planned", [True, False], ids=["planned", "fixed"])
+def test_the_target_waits_for_what_is_left_of_a_draft_where_steps_are_dear_and_rows_are_not(planned: bool) -> None:
+    """In the fixed mode too: it says how much is drafted and verified, not when."""
+    flat, steep = Books((30.0, 0.0), planned=planned), Books(STEEP, planned=planned)
     for books in (flat, steep):
         books.drafts_cost(5.0)
         for name in "abcd":

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.runtime.packed import MAX_GROUPED_ROWS, AttentionGroup, Segment, _sent, pack
+from dspark.runtime.grouping import MAX_GROUPED_ROWS, ON_CPU, group_segments
+from dspark.runtime.packed import AttentionGroup, Segment, _sent, pack
 
 CPU = torch.device("cpu")
 
@@ -14,26 +15,26 @@ PROMPT = Segment([5, 6, 7], [0, 1, 2], None, [10, 11, 12], 0, 0)
 #  3 cached slots, the anchor, and below it   0 ── 2
 #                                             1
 TREE = Segment([1, 2, 3, 4], [3, 4, 4, 5], [-1, 0, 0, 1], [20, 21, 22, 30, 31, 32, 33], 3, 4)
-LONG = Segment(list(range(20)), list(range(4, 24)), None, list(range(40, 64)), 4, 1)
+LONG = Segment(list(range(70)), list(range(4, 74)), None, list(range(40, 114)), 4, 1)
 
 
 def test_rows_lie_one_after_the_other_and_logits_are_wanted_from_the_end() -> None:
     batch = pack([PROMPT, TREE, LONG], CPU)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 1, 2, 3, 4, *range(20)]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5, *range(4, 24)]]
-    assert batch.write_slots.tolist() == [10, 11, 12, 30, 31, 32, 33, *range(44, 64)]
-    assert batch.logit_rows.tolist() == [3, 4, 5, 6, 26]
+    assert batch.input_ids.tolist() == [[5, 6, 7, 1, 2, 3, 4, *range(70)]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5, *range(4, 74)]]
+    assert batch.write_slots.tolist() == [10, 11, 12, 30, 31, 32, 33, *range(44, 114)]
+    assert batch.logit_rows.tolist() == [3, 4, 5, 6, 76]
 
 
 def test_short_segments_attend_together_and_each_long_one_alone() -> None:
     batch = pack([PROMPT, LONG, TREE], CPU)
     together, alone = batch.groups
     assert (together.num_segments, together.longest_segment, together.longest_context) == (2, 4, 7)
-    assert (alone.num_segments, alone.longest_segment) == (1, 20)
+    assert (alone.num_segments, alone.longest_segment) == (1, 70)
     assert len(LONG.token_ids) > MAX_GROUPED_ROWS
     assert together.places is not None
-    assert together.places.gather.tolist() == [0, 1, 2, 2, 23, 24, 25, 26]
-    assert together.places.batch_rows.tolist() == [0, 1, 2, 23, 24, 25, 26]
+    assert together.places.gather.tolist() == [0, 1, 2, 2, 73, 74, 75, 76]
+    assert together.places.batch_rows.tolist() == [0, 1, 2, 73, 74, 75, 76]
     assert together.places.output_rows.tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
@@ -50,7 +51,7 @@ def test_a_row_sees_the_cache_its_ancestors_and_itself() -> None:
 def test_a_single_segment_needs_no_gathering_and_neighbouring_slots_no_copy() -> None:
     (group,) = pack([LONG], CPU).groups
     assert group.places is None
-    assert group.slots == slice(40, 64)
+    assert group.slots == slice(40, 114)
     (scattered,) = pack([TREE], CPU).groups
     assert isinstance(scattered.slots, torch.Tensor)
     assert scattered.slots.tolist() == TREE.slots
@@ -107,8 +108,8 @@ def test_random_batches_show_every_row_exactly_its_own_path(seed: int) -> None:
     draw = random.Random(seed)
     segments = [random_segment(draw, 100 * index) for index in range(draw.randint(1, 6))]
     batch = pack(segments, CPU)
-    short = [s for s in segments if len(s.token_ids) <= MAX_GROUPED_ROWS]
-    members = ([short] if short else []) + [[s] for s in segments if len(s.token_ids) > MAX_GROUPED_ROWS]
+    grouped = group_segments([(len(s.token_ids), len(s.slots)) for s in segments], ON_CPU)
+    members = [[segments[index] for index in group] for group in grouped]
     assert len(batch.groups) == len(members)
     filled: list[int] = []
     for group, owners in zip(batch.groups, members, strict=True):

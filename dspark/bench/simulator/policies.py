@@ -3,10 +3,12 @@
     plain        nothing is drafted
     fixed3       chains of three, all of them verified, whatever the load
     tree         the whole tree that the drafter may draft, all of it verified
-    planned      this project: the product's own books, routing/economy.py and target_economy.py, in made-up time
+    planned      as much drafted and verified as pays
 
-The simulation tells and asks what the lanes of a router do (routing/lanes.py, draft_lane.py, loop.py), so `planned` has no rule of its
-own. Books see measured times, scores and verdicts; never a set-up's costs, and never what the target would have said.
+All go by the product's own books, routing/economy.py and target_economy.py, in made-up time; the first three in their fixed mode, in
+which only waiting for drafts in flight is decided. The simulation tells and asks what the lanes of a router do (routing/lanes.py,
+draft_lane.py, loop.py), so no policy has a rule of its own. Books see measured times, scores and verdicts; never a set-up's costs, and
+never what the target would have said.
 """
 
 import re
@@ -21,7 +23,7 @@ from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.rounds import InFlight, Verified, Waiting
 from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
-from dspark.scheduling.planner import Plan, plan
+from dspark.scheduling.planner import Plan
 from dspark.session import Session
 
 POLICIES = "plain, fixedN (N a number of positions), tree, planned"
@@ -84,80 +86,17 @@ Policy = Callable[[Setup], Router]
 """A way to serve: makes the router of a simulated service."""
 
 
-class FixedBooks:
-    """Always the same draft, always all of it: as servers without a scheduler do. Candidates that no step has room for are left out."""
-
-    def __init__(self, limits: DraftLimits, max_rows: int) -> None:
-        self._limits = limits
-        self._max_rows = max_rows
-
-    def enter(self, session: Session) -> None:
-        """Nothing changes."""
-
-    def leave(self, session: Session) -> None:
-        """Nothing changes."""
-
-    def draft_limits(self, session: Session) -> DraftLimits:
-        """See Books."""
-        return self._limits
-
-    def explores(self, session: Session) -> bool:
-        """Never."""
-        return False
-
-    def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
-        """Natural batching: all that is ready goes."""
-        return 0.0
-
-    def most_to_fire(self) -> int | None:
-        """See Books."""
-        return None
-
-    def plan(self, waiting: Sequence[Waiting]) -> Plan:
-        """See Books."""
-        return plan({one.session.session_id: one.tree for one in waiting}, self._max_rows)
-
-    def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
-        """Nobody asks what plain decoding would have made."""
-        return 0.0
-
-    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
-        """Nothing is learned."""
-
-    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
-        """Nothing is learned."""
-
-
-class FixedRouter:
-    """Learns nothing."""
-
-    def __init__(self, limits: DraftLimits, setup: Setup) -> None:
-        self.drafter = None if limits.skips else DRAFTER
-        self._limits = limits
-        self._max_rows = setup.max_rows
-
-    def books(self) -> Books:
-        """See Router."""
-        return FixedBooks(self._limits, self._max_rows)
-
-    def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
-        """Nothing is learned."""
-
-    def round_done(self, done: DraftedRound) -> None:
-        """Nothing is learned."""
-
-
-class PlannedRouter:
+class ServiceRouter:
     """This project's. Its targets and its drafter were profiled when they started; what drafts are worth it finds out."""
 
-    drafter = DRAFTER
-
-    def __init__(self, most: DraftLimits, setup: Setup) -> None:
-        """`most` is what the drafter may draft."""
+    def __init__(self, most: DraftLimits, setup: Setup, *, planned: bool) -> None:
+        """`most` is what the drafter may draft; without `planned` it always does, and all of it is verified."""
+        self.drafter = None if most.skips else DRAFTER
         config = DrafterConfig(max_depth=most.max_depth, max_nodes=most.max_nodes, max_width=max(1, most.max_width))
-        self.economy = Economy({DRAFTER: config}, overlap=0.0 if setup.one_processor else 1.0)
+        drafters = {} if most.skips else {DRAFTER: config}
+        self.economy = Economy(drafters, planned=planned, overlap=0.0 if setup.one_processor else 1.0)
         self._setup = setup
-        for count in SESSION_COUNTS if most.max_depth > 0 else ():
+        for count in () if most.skips else SESSION_COUNTS:
             for depth in {1, most.max_depth}:
                 self.economy.draft_done(DRAFTER, count, depth, setup.draft.ms(count, depth))
 
@@ -177,9 +116,9 @@ class PlannedRouter:
 def policy_named(name: str, most: DraftLimits) -> Policy:
     """`most` is what the drafter may draft. Raises ConfigError for a word that is no policy."""
     if name == "planned":
-        return lambda setup: PlannedRouter(most, setup)
+        return lambda setup: ServiceRouter(most, setup, planned=True)
     limits = _fixed_limits(name, most)
-    return lambda setup: FixedRouter(limits, setup)
+    return lambda setup: ServiceRouter(limits, setup, planned=False)
 
 
 def _fixed_limits(name: str, most: DraftLimits) -> DraftLimits:

@@ -153,7 +153,7 @@ class Simulation:
 
     def _begin_round(self, session: SimulatedSession) -> None:
         session.draft, session.kept, session.began_ms, session.draft_ms = NOTHING, [], self.now_ms, 0.0
-        limits = session.target.books.draft_limits(session.session)
+        limits = SKIP if session.session.drafter is None else session.target.books.draft_limits(session.session)
         has_none = self._setup.plain_first_round and session.session.round == 0
         session.limits = SKIP if has_none else limits
         if session.limits.skips:

@@ -9,11 +9,12 @@ import pytest
 
 from dspark.bench.simulator.acceptance import ChanceTable, DraftBook
 from dspark.bench.simulator.costs import DraftCosts, RouterCosts, Setup, TargetCosts, curve_of
-from dspark.bench.simulator.policies import FixedBooks, FixedRouter, Policy, policy_named
+from dspark.bench.simulator.policies import Policy, ServiceRouter, policy_named
 from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import OperatingPoint, operating_point
 from dspark.bench.simulator.workload import ClosedLoop, Poisson, Workload
 from dspark.routing.rounds import InFlight
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import DraftLimits
 
 SEED = 11
@@ -103,12 +104,13 @@ def test_on_one_processor_drafting_and_verifying_take_turns() -> None:
     assert many.target_utilisation + many.drafter_utilisation <= 1 + 1e-9
 
 
-def test_a_drafter_that_reads_features_has_none_in_the_first_round_and_that_keeps_sessions_apart() -> None:
+def test_a_drafter_that_reads_features_has_none_in_the_first_round_and_that_costs_rows_and_speed() -> None:
     setup = replace(SETUP, router=RouterCosts(), one_processor=True)
     together = point("fixed3", setup, 6, output_tokens=30, num_tokens=6000)
     apart = point("fixed3", replace(setup, plain_first_round=True), 6, output_tokens=30, num_tokens=6000)
     assert apart.drafted_per_round < together.drafted_per_round
-    assert apart.rows_per_step < 0.8 * together.rows_per_step
+    assert apart.rows_per_step < 0.95 * together.rows_per_step
+    assert apart.tokens_per_second < 0.95 * together.tokens_per_second
 
 
 def test_tau_is_that_of_the_acceptance_table() -> None:
@@ -176,28 +178,39 @@ def test_more_requests_than_there_is_room_for_wait_and_are_served_in_turn() -> N
     assert [request.client for request in run.requests] == sorted(request.client for request in run.requests)
 
 
-class HesitantBooks(FixedBooks):
-    """Wait for drafts in flight whenever there are any."""
+class Patient(TargetEconomy):
+    """Waits for drafts in flight whenever there are any, or never."""
+
+    patience_ms = 1e6
 
     def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
         assert num_ready
         assert all(draft.since_ms >= 0 for draft in in_flight)
-        return 1e6
+        return self.patience_ms
 
 
-class HesitantRouter(FixedRouter):
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(THREE, setup)
+class Impatient(Patient):
+    patience_ms = 0.0
 
-    def books(self) -> FixedBooks:
-        return HesitantBooks(THREE, SETUP.max_rows)
+
+def router_with(books: type[TargetEconomy]) -> Policy:
+    class Router(ServiceRouter):
+        def books(self) -> TargetEconomy:
+            return books(self.economy, None, SETUP.max_rows)
+
+    return lambda setup: Router(THREE, setup, planned=False)
+
+
+def test_in_the_fixed_mode_too_a_target_waits_where_its_steps_are_dear_and_rows_are_not() -> None:
+    found = point("fixed3", replace(SETUP, one_processor=True), 4, output_tokens=10_000)
+    assert found.rows_per_step == pytest.approx(16, abs=0.5)
 
 
 def test_a_policy_may_wait_for_drafts_in_flight_and_so_bring_sessions_together() -> None:
     setup = replace(SETUP, one_processor=True)
     arrivals = ClosedLoop(4, spread_ms=30.0)
-    together = simulation(HesitantRouter, setup, arrivals, output_tokens=10_000).run(4000, 400)
-    apart = simulation("fixed3", setup, arrivals, output_tokens=10_000).run(4000, 400)
+    together = simulation(router_with(Patient), setup, arrivals, output_tokens=10_000).run(4000, 400)
+    apart = simulation(router_with(Impatient), setup, arrivals, output_tokens=10_000).run(4000, 400)
     assert together.rows / together.steps == pytest.approx(16, abs=0.5)
     assert apart.rows / apart.steps < 12
     assert together.elapsed_ms < apart.elapsed_ms

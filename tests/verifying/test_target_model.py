@@ -95,3 +95,10 @@ def test_a_checkpoint_that_cannot_be_read_here_means_raw_taps(
         target = load_target(TargetConfig(model=str(tiny_folder)), [drafter])
     assert not features_of(target, spec).projected
     assert "raw taps will travel" in caplog.text
+
+
+def test_cudnn_takes_no_part_in_attention() -> None:
+    """It makes a plan for every new shape, and each step's contexts are a token longer than the last one's."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_target(TargetConfig())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -45,6 +45,10 @@ class DraftSource(Protocol):
         """What the last `propose` asked of a drafter and had answered in time, were it by an empty tree: as much of the limits as the
         request, what is left of its answer and the configuration leave. SKIP where nobody was asked, or no answer came."""
 
+    @property
+    def has_place(self) -> bool:
+        """False where no drafter holds the session, so that all of it has to be told before the next draft."""
+
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
 
@@ -61,6 +65,7 @@ class NoDrafts:
     features: FeatureSpec | None = None
     features_from = NO_FEATURES
     answered_to = SKIP
+    has_place = False
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -119,6 +124,11 @@ class LeasedDrafts:
         self._background: asyncio.Task[None] | None = None
         if at_once:
             self._ask_again(None)
+
+    @property
+    def has_place(self) -> bool:
+        """See DraftSource."""
+        return self._lease is not None
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""

@@ -34,6 +34,10 @@ class Proposer(Protocol):
     def answered_to(self) -> DraftLimits:
         """See DraftSource."""
 
+    @property
+    def has_place(self) -> bool:
+        """See DraftSource."""
+
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """Candidates within the limits; an empty tree if there are none in time."""
 
@@ -127,6 +131,8 @@ class VerifyLane:
     async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
         """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
         started = asyncio.get_running_loop().time()
+        if not drafts.has_place:
+            self.books.forgotten(session)
         limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
         self._drafting[session.session_id] = (started, limits)
         try:

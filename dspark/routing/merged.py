@@ -36,6 +36,11 @@ class MergedDrafts:
         """See DraftSource: without the main drafter's answer this is not what the two of them are worth."""
         return self._main.answered_to
 
+    @property
+    def has_place(self) -> bool:
+        """See DraftSource: the other one reads the session's own text."""
+        return self._main.has_place
+
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""
         self._main.learn(result)

@@ -122,6 +122,10 @@ class TargetEconomy:
         news = [self._news(session) for session in self._sessions.values() if session.drafter == drafter]
         return sum(news) / len(news) if news else 0.0
 
+    def forgotten(self, session: Session) -> None:
+        """No drafter holds it: all of its context would have to be told before a draft."""
+        self._told.pop(session.session_id, None)
+
     def _news(self, session: Session) -> int:
         """Tokens of its context that its drafter has not been told."""
         return session.base_length - self._told.get(session.session_id, 0)

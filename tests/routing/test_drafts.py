@@ -318,7 +318,7 @@ async def test_a_session_that_drafts_nothing_for_long_gives_its_lease_back_and_t
         assert len(await desk.drafts.propose(SKIP)) == 0
         if number % 8 == 0:
             desk.commit(4)
-    assert (len(desk.pool.leases), desk.drafter.num_sessions) == (0, 0)
+    assert (len(desk.pool.leases), desk.drafter.num_sessions, desk.drafts.has_place) == (0, 0, False)
     for _ in range(IDLE_ROUNDS):
         await desk.drafts.propose(SKIP)
     assert desk.pool.num_acquired == 1, "nobody asked for drafts"

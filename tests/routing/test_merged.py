@@ -19,6 +19,7 @@ class OneTree:
     features: FeatureSpec | None = None
     features_from = -1
     answered_to = DraftLimits(3, 2, 3)
+    has_place = True
 
     def __init__(self, tree: CandidateTree, fault: Exception | None = None) -> None:
         self.tree = tree

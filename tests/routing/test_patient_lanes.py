@@ -11,12 +11,13 @@ from dspark.errors import TargetUnavailable
 from dspark.fakes import ToyLaw, ToyTarget
 from dspark.routing.economy import Economy
 from dspark.routing.lanes import Verdict, VerifyLane
+from dspark.routing.rounds import Verified
 from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
-from tests.routing.parts import DRAFTER, CountingObserver
+from tests.routing.parts import DRAFTER, LIMITS_OF_DRAFTER, CountingObserver
 from tests.routing.test_lanes import opened, verify
 
 STEP_MS, LONG_MS = 3_600_000.0, 360_000.0
@@ -29,6 +30,7 @@ class LateDrafts:
     def __init__(self) -> None:
         self.arrives = asyncio.Event()
         self.answered_to = SKIP
+        self.has_place = True
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         await self.arrives.wait()
@@ -91,6 +93,19 @@ async def test_a_free_target_waits_for_a_draft_on_its_way_and_fires_when_it_come
         drafts.arrives.set()
         await asyncio.wait_for(asyncio.gather(late, *ready), 10)
         assert house.target.batches == [("a", "c", "b")]
+
+
+async def test_what_a_drafter_was_told_counts_no_longer_when_the_session_has_no_place_there() -> None:
+    house, drafts = PatientHouse(LONG_MS), LateDrafts()
+    session, books = house.sessions[1], house.lane.books
+    books.step_done(1, STEP_MS, STEP_MS, [Verified(session, LIMITS_OF_DRAFTER, CandidateTree.chain([1], [0.9]), [0], (), 1.0)])
+    assert books._news(session) == 0
+    drafts.has_place = False
+    round_of_b = house.drafting(session, drafts)
+    await asyncio.sleep(0.01)
+    assert books._news(session) == session.base_length
+    await given_up(round_of_b)
+    await house.lane.stop()
 
 
 async def test_a_drafter_that_hangs_is_waited_for_as_long_as_a_draft_takes_and_no_longer() -> None:

@@ -1,7 +1,7 @@
 """`dspark bench load|frontier|budget`, and `simulate --against`: from the command line to bench/load/ and back. Heavy imports wait."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,7 +218,7 @@ def _ends_early(patience: Patience) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drafter(text: str, placed: dict[str, Any], with_lookup: bool) -> DrafterConfig:
+def _drafter(text: str, placed: Mapping[str, Any], with_lookup: bool) -> DrafterConfig:
     found = listed_drafters(text, depth=7)
     if len(found) != 1:
         raise ConfigError(f"{text!r}: one drafter at a time", "drafters")

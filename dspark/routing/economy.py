@@ -127,7 +127,7 @@ class Economy:
         return 0.0 if with_news is None or usual is None else with_news - usual
 
     def round_took(self, drafter: str, round_ms: float, expected_ms: float) -> None:
-        """A round in which all sessions of a target had drafts, one after the other."""
+        """A drafted round of a session that was alone on its target."""
         most = MOST_SURPRISE * expected_ms
         surprise_ms = max(-most, min(most, round_ms - expected_ms))
         self._extra_ms[drafter] = max(0.0, self._extra_ms[drafter] + EXTRA_GAIN * surprise_ms)

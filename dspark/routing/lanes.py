@@ -115,8 +115,6 @@ class VerifyLane:
         self._num_reports = 0
         """Since the last of them."""
         self._submitted_s = 0.0
-        self._turnaround_ms: float | None = None
-        """From the report before to this submit; None where not all sessions went on from there."""
         self._plain_pace = PlainPace()
         self._free_since_s = 0.0
         """Event loop's time in seconds of the last report."""
@@ -178,7 +176,6 @@ class VerifyLane:
         self._end_wait()
         ready = self._taken(self.books.most_to_fire())
         rounds = list(ready.values())
-        self._turnaround_ms = self._turnaround(rounds)
         self._num_submits, self._num_reports = self._num_submits + 1, 0
         kept = self.books.plan([Waiting(r.session, r.tree, r.draft_ms) for r in rounds]).kept
         requests: list[VerifyRequest] = []
@@ -198,10 +195,6 @@ class VerifyLane:
             rounds = list(ready.items())
             ready, self._ready = dict(rounds[:most]), dict(rounds[most:])
         return ready
-
-    def _turnaround(self, rounds: list[_Round]) -> float | None:
-        went_on = len(rounds) == self.books.num_sessions and all(one.session.round > 0 for one in rounds)
-        return (asyncio.get_running_loop().time() - self._free_since_s) * 1e3 if went_on else None
 
     def _waits_for_drafts(self) -> bool:
         """True while the wait goes on; every session that becomes ready asks again, and the timer ends it."""
@@ -284,9 +277,7 @@ class VerifyLane:
             for result in report.results
             if (one := self._in_flight.get(result.session_id)) is not None
         ]
-        round_ms = (self._silent_since - self._submitted_s) * 1e3
-        self.books.step_done(report.batch_rows, report.verify_ms, round_ms, verified, self._turnaround_ms)
-        self._turnaround_ms = None  # a second report of the same submit goes on from nothing
+        self.books.step_done(report.batch_rows, report.verify_ms, (self._silent_since - self._submitted_s) * 1e3, verified)
         num_reading = len(self._in_flight) - len(verified)  # their prompts are not through yet
         prompt_rows = report.batch_rows - sum(1 + len(one.kept) for one in verified)
         self._plain_pace.step_done(self._silent_since, self.books.plain_step_ms(num_reading, max(0, prompt_rows)))

@@ -228,15 +228,20 @@ class TargetEconomy:
         regime = self._main_regime()
         return None if regime is None else self._decisions.waves(regime)
 
-    def step_done(
-        self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified], turnaround_ms: float | None = None
-    ) -> None:
-        """A step with its verdicts; `round_ms` from submit to report, `turnaround_ms` from the report before to the submit, where all
-        sessions went on from there."""
+    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
+        """A drafted round, from before its draft to after its commit. Of several sessions it says little: they wait for each other."""
+        costs = self.costs()
+        if session.drafter is None or limits.skips or costs is None or self.num_sessions != 1:
+            return
+        expected = self._economy.draft_ms(session.drafter, 1)
+        if expected is not None:
+            expected_ms = float(expected[min(limits.max_depth, len(expected) - 1)]) + costs.round_of(1 + num_selected)
+            self._economy.round_took(session.drafter, round_ms, expected_ms)
+
+    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
+        """A step with its verdicts; `round_ms` from submit to report."""
         if not verified:
             return
-        if turnaround_ms is not None and len(verified) == self.num_sessions:
-            self._went_on(rows, turnaround_ms, turnaround_ms + round_ms, verified)
         self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms)
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
@@ -245,18 +250,6 @@ class TargetEconomy:
         if self._table_steps >= TABLE_STEPS:
             self._table = None
         self._decisions.step_done(learned=self._learn_when_due(verified))
-
-    def _went_on(self, rows: int, turnaround_ms: float, cycle_ms: float, verified: Sequence[Verified]) -> None:
-        """All sessions' rounds, one after the other: what the router's own work takes, and what it takes more where all of them draft."""
-        costs, names = self.costs(), {v.session.drafter for v in verified if not v.limits.skips}
-        if not names:
-            self.curve.observe_turnaround(turnaround_ms)
-        elif costs is not None and len(names) == 1 and not any(v.limits.skips for v in verified) and self.most_to_fire() is None:
-            (name,) = names
-            expected = None if name is None else self._economy.draft_ms(name, len(verified))
-            if name is not None and expected is not None:
-                depth = min(max(v.limits.max_depth for v in verified), len(expected) - 1)
-                self._economy.round_took(name, cycle_ms, float(expected[depth]) + costs.round_of(min(rows, costs.max_rows)))
 
     def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
         """Of every regime here: what explored rounds lost, or that a round passed without drafts."""

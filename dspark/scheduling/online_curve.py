@@ -42,8 +42,7 @@ class OnlineCurve:
         """`profile` is what the replica measured at its start; None: steps will have to do."""
         self._own = _OwnCurve()
         self._corrections = None if profile is None else _Corrections(profile)
-        self._wire = _RobustMean()
-        self._turnaround = _RobustMean()
+        self._overhead = _RobustMean()
 
     def observe(self, rows: int, context_tokens: float, step_ms: float) -> None:
         """A step of the target (`StepReport.batch_rows`, `verify_ms`); `context_tokens` as in ThroughputCurve. No rows, no news."""
@@ -56,18 +55,12 @@ class OnlineCurve:
 
     def observe_round(self, round_ms: float, verify_ms: float) -> None:
         """How long the lane waited from submit to report, and what the target says that its step took."""
-        self._wire.observe(max(0.0, round_ms - verify_ms))
-
-    def observe_turnaround(self, turnaround_ms: float) -> None:
-        """How long the router took from a report to the next submit: commits, chunks for the clients, plans. Of plain rounds: in others
-        drafts lie there too."""
-        self._turnaround.observe(max(0.0, turnaround_ms))
+        self._overhead.observe(max(0.0, round_ms - verify_ms))
 
     @property
     def round_overhead_ms(self) -> float:
-        """What a plain round costs beside the step: wire, queue, bookkeeping, all that the router does for its sessions. 0 until a round
-        was seen."""
-        return self._wire.mean + self._turnaround.mean
+        """What a round costs beside the step: wire, queue, bookkeeping. 0 until a round was seen."""
+        return self._overhead.mean
 
     def table(self, max_rows: int, context_tokens: float) -> Floats | None:
         """[n] time of a step by its rows, in ms, never falling; entry 0 is 0. None while nothing is known.

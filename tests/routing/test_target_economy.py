@@ -3,7 +3,6 @@
 import pytest
 
 from dspark.routing.rounds import Verified, Waiting
-from dspark.scheduling.drafting_plan import SKIP
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books
@@ -168,37 +167,21 @@ def test_what_promises_are_judged_by_is_what_the_books_hold() -> None:
 
 
 def test_what_the_router_itself_takes_for_a_drafted_round_is_part_of_what_drafting_costs() -> None:
-    """Steps of 10 ms, drafts of 5, and 8 from a report to the next submit: three are the router's."""
+    """Steps of 10 ms, drafts of 5, and rounds of 18: three are the router's."""
     books = Books(FLAT)
     books.drafts_cost(5.0)
     session = books.session("a")
     for _ in range(200):
-        books.step(session, LIKELY, turnaround_ms=8.0)
+        books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 18.0)
     draft_ms = books.economy.draft_ms("default", 1)
     assert draft_ms is not None
     assert draft_ms[0] == 0
     assert draft_ms[4] == pytest.approx(8.0, rel=0.02)
-    books.step(session, LIKELY, turnaround_ms=5000.0)
+    books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 5000.0)
     stalled = books.economy.draft_ms("default", 1)
     assert stalled is not None
     assert stalled[4] < 9.0, "a stall is no bookkeeping"
     books.session("b")
     for _ in range(200):
-        books.step(session, LIKELY, turnaround_ms=100.0)
-    assert books.economy.draft_ms("default", 1)[4] == stalled[4], "the other one had no part in it"  # type: ignore[index]
-
-
-def test_what_the_router_takes_from_one_plain_step_to_the_next_is_part_of_every_round() -> None:
-    """A service streams each round's tokens to its clients; fewer rounds for as many tokens are worth that too."""
-    books = Books(FLAT)
-    session = books.session("a")
-    for _ in range(20):
-        books.step(session, CandidateTree.empty(), limits=SKIP, turnaround_ms=6.0)
-    costs = books.target.costs()
-    assert costs is not None
-    assert costs.round_of(1) == pytest.approx(16.0, rel=0.02)
-    assert books.target.plain_step_ms() == pytest.approx(16.0, rel=0.02)
-    for _ in range(50):
-        books.step(session, LIKELY, turnaround_ms=60.0)
-        books.step(session, CandidateTree.empty(), limits=SKIP)
-    assert costs.fixed_ms == pytest.approx(books.target.costs().fixed_ms, rel=0.02), "drafts, and pauses, are nothing of that"  # type: ignore[union-attr]
+        books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 100.0)
+    assert books.economy.draft_ms("default", 1)[4] == stalled[4], "two wait for each other"  # type: ignore[index]

@@ -71,8 +71,6 @@ class SimulatedTarget:
     is_busy: bool = False
     sessions: dict[SessionId, SimulatedSession] = field(default_factory=dict)
     submitted_ms: float = 0.0
-    turnaround_ms: float | None = None
-    """From the step before to the submit; None where not all sessions went on from there."""
     free_since_ms: float = 0.0
     patience_ends_ms: float = math.inf
     """Of the wait for drafts in flight; infinite while there is none."""

@@ -58,10 +58,11 @@ class Books(Protocol):
     def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
         """What a plain step takes beside so many rows of prompts; 0: not known."""
 
-    def step_done(
-        self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified], turnaround_ms: float | None = None
-    ) -> None:
-        """A step with its verdicts; `round_ms` from submit to report, `turnaround_ms` from the report before to the submit."""
+    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
+        """A step with its verdicts; `round_ms` from submit to report."""
+
+    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
+        """A session's round, from before its draft to after its commit."""
 
 
 class Router(Protocol):

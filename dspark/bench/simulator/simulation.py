@@ -208,8 +208,6 @@ class Simulation:
             session.explored = target.books.explores(session.session)
             target.submitted[session.session_id] = session
         target.submitted_ms = self.now_ms
-        went_on = len(fired) == len(target.sessions) and all(session.session.round > 0 for session in fired)
-        target.turnaround_ms = self.now_ms - target.free_since_ms if went_on else None
         return num_fired
 
     def _waits_for_drafts(self, target: SimulatedTarget) -> bool:
@@ -255,8 +253,7 @@ class Simulation:
     def _keep_books(self, target: SimulatedTarget, num_rows: int, step_ms: float, verified: list[SimulatedSession]) -> None:
         """Before the sessions commit: the books go by the lengths that the step had."""
         done = [Verified(s.session, s.limits, s.draft.tree, s.kept, s.draft.accepted_of(s.kept), s.draft_ms) for s in verified]
-        target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done, target.turnaround_ms)
-        target.turnaround_ms = None
+        target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done)
         num_reading = len(target.submitted) - len(verified)
         prompt_rows = num_rows - sum(1 + len(session.kept) for session in verified)
         target.pace.step_done(self.now_ms / 1e3, target.books.plain_step_ms(num_reading, max(0, prompt_rows)))
@@ -282,6 +279,7 @@ class Simulation:
     def _judge(self, session: SimulatedSession, tokens: int) -> None:
         """Did its round pay?"""
         round_ms = self.now_ms - session.began_ms
+        session.target.books.round_done(session.session, session.limits, len(session.kept), round_ms)
         if len(session.draft.tree):
             target = session.target
             pace, num_sessions = target.pace.per_second(session.began_ms / 1e3), len(target.sessions)

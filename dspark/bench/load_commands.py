@@ -1,13 +1,12 @@
 """`dspark bench load|frontier|budget`, and `simulate --against`: from the command line to bench/load/ and back. Heavy imports wait."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -27,6 +26,7 @@ PROFILE_BUDGET_S = 15.0
 """Three times the service's: the curve goes into the file, and must reach to steps of many clients."""
 SERVICE = "service"
 SAME_SIGNAL_S = 0.5
+DTYPES = get_args(TargetConfig.model_fields["dtype"].annotation)
 FromOption = Annotated[Path, typer.Option("--from", help="load.json of `bench load`, or its folder.")]
 
 
@@ -75,15 +75,13 @@ def load(
         if url is not None:
             _print(_served(url, name, texts, plan, patience, out), out)
             return
-        placed = {"device": device, "dtype": dtype, "num_threads": threads}
+        placed = _placed(device, dtype, threads)
         drafter = _drafter(drafters, placed, with_lookup)
         names = tuple(system.strip() for system in systems.split(",") if system.strip())
         own = TargetConfig.model_validate({"model": target, "profile": ProfileConfig(budget_s=PROFILE_BUDGET_S)} | placed)
         _print(_local(names, own, drafter, texts, plan, patience, trace_rounds, out), out)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    except ValidationError as error:  # of --device or --dtype
-        raise typer.BadParameter(error.errors()[0]["msg"], param_hint=f"--{error.errors()[0]['loc'][0]}") from None
 
 
 def frontier(
@@ -218,12 +216,21 @@ def _ends_early(patience: Patience) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drafter(text: str, placed: Mapping[str, Any], with_lookup: bool) -> DrafterConfig:
+def _placed(device: str, dtype: str, threads: int) -> dict[str, Any]:
+    """Fields that target and drafter have in common."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"{dtype!r} is none of {', '.join(DTYPES)}", "dtype")
+    return {"device": device, "dtype": dtype, "num_threads": threads}
+
+
+def _drafter(text: str, placed: dict[str, Any], with_lookup: bool) -> DrafterConfig:
     found = listed_drafters(text, depth=7)
     if len(found) != 1:
         raise ConfigError(f"{text!r}: one drafter at a time", "drafters")
     (drafter,) = found.values()
-    return DrafterConfig.model_validate(drafter.model_dump() | placed | {"with_lookup": with_lookup})
+    if with_lookup and drafter.kind == "lookup":
+        raise ConfigError("lookup goes with a drafter that has a model", "with_lookup")
+    return drafter.model_copy(update=placed | {"with_lookup": with_lookup})
 
 
 def _print(report: "LoadReport", out: Path) -> None:

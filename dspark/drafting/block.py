@@ -4,8 +4,8 @@ A round costs one forward of the backbone for all waiting sessions together. Key
 paged and stay; those of the block's own rows are scratch. Candidates are chosen level by level as the target chooses its tokens: the
 same processors, the same noise (growth.py).
 
-Symbols: S sessions, K block size, R = S * K rows, C new context positions of all sessions, F rows of a frontier, V / Vd vocabularies,
-d hidden size, r rank of the sequential head.
+Symbols: S sessions, K block size, R rows: a session's depth each, at most K; C new context positions of all sessions, F rows
+of a frontier, V / Vd vocabularies, d hidden size, r rank of the sequential head.
 """
 
 from collections.abc import Sequence
@@ -109,39 +109,33 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
             session.num_context = session.news.stop
 
     def _backbone(self, sessions: Sequence[_BlockSession]) -> torch.Tensor:
-        """[S, K, d]: one forward over all blocks."""
-        spec = self._model.spec
-        assert spec.mask_token_id is not None, "a block drafter has a mask token"
-        masks = [spec.mask_token_id] * (spec.block_size - 1)
+        """[R, d]: one forward over all blocks, each of as many positions as its session drafts. What a whole block would say of them is
+        worth no more (docs/measurements.md), and shallow drafts are those of loaded targets, where every row counts."""
+        mask = self._model.spec.mask_token_id
+        assert mask is not None, "a block drafter has a mask token"
         segments = []
         for s in sessions:
             anchor = s.base_length - 1
-            stop = anchor + spec.block_size
-            slots = s.table.slots(0, stop)
-            segments.append(
-                Segment([s.context.token_ids[-1], *masks], list(range(anchor, stop)), None, slots, anchor, 0, both_ways=True)
-            )
+            stop = anchor + s.depth
+            tokens, slots = [s.context.token_ids[-1], *[mask] * (s.depth - 1)], s.table.slots(0, stop)
+            segments.append(Segment(tokens, list(range(anchor, stop)), None, slots, anchor, 0, both_ways=True))
         batch = pack(segments, self._device)
         embedded = self._model.stack.embed_tokens(batch.input_ids)
-        hidden = self._model.stack.run(embedded, batch.position_ids, packed=PackedContext(batch, self._cache))
-        return hidden.view(len(sessions), spec.block_size, -1)
+        hidden: torch.Tensor = self._model.stack.run(embedded, batch.position_ids, packed=PackedContext(batch, self._cache))
+        return hidden[0]
 
     def _grown(self, sessions: Sequence[_BlockSession], hidden: torch.Tensor) -> Growth:
-        """Trees from the backbone's output [S, K, d]: siblings share it, and only the small heads run again for each branch."""
+        """Trees from the backbone's output [R, d]: siblings share it, and only the small heads run again for each branch."""
         growth = self._growth(sessions, self._sampler)
-        hidden = hidden[:, : max(session.depth for session in sessions)]
-        base = self._model.base_logits(hidden)  # [S, depth, Vd]
+        base = self._model.base_logits(hidden)  # [R, Vd]
+        first_rows = np.cumsum([0, *(session.depth for session in sessions[:-1])])
         anchors = np.asarray([session.context.token_ids[-1] for session in sessions])
         state: torch.Tensor | None = None  # [F, r] of the frontier's rows
         while len(front := growth.frontier):
             token_ids = anchors[front.owners] if front.depth == 0 else front.token_ids
-            owners, before, parents = on_device(np.stack((front.owners, token_ids, front.parent_rows)), torch.int64, self._device)
-            step = self._step(
-                hidden[owners, front.depth],
-                base[owners, front.depth],
-                before,
-                None if state is None else state[parents],
-            )
+            rows = first_rows[front.owners] + front.depth
+            places, before, parents = on_device(np.stack((rows, token_ids, front.parent_rows)), torch.int64, self._device)
+            step = self._step(hidden[places], base[places], before, None if state is None else state[parents])
             state = step.state
             growth.extend(self._model.vocabulary.to_target_logits(step.logits), step.confidence_logits)
         return growth

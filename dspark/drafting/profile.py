@@ -70,7 +70,7 @@ class _Group:
         """None where the drafter could not serve it, so that its time says nothing."""
         self._length += num_new
         features = self._features()
-        nodes = max(1, self._config.max_nodes)
+        nodes = max(1, min(self._config.max_nodes, self._config.max_depth))  # about what is drafted where a call's cost decides
         requests = [
             DraftRequest(name, self._length, (0,) * num_new, depth, nodes, features, max(1, self._config.max_width))
             for name in self._seeds

@@ -14,13 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
-from dspark.scheduling.waves import Wave, WaveChoice, WaveCosts, choose_wave, visible_draft_ms
+from dspark.scheduling.waves import Wave, WaveChoice, WaveCosts, by_whole_and_half, choose_wave, visible_draft_ms
 from dspark.session import Session
 from dspark.types import SessionId
 
@@ -83,6 +81,10 @@ class DraftDecisions:
     def waves(self, regime: Regime) -> WaveChoice | None:
         """One wave or two, as decided last; None where there was no choice."""
         return self._waves.get(regime)
+
+    def drafts(self, regime: Regime) -> bool:
+        """True where its sessions were last told to draft, not to find out but because it pays."""
+        return regime in self._drafting
 
     def enter(self) -> None:
         """The number of sessions has changed."""
@@ -243,8 +245,7 @@ class DraftDecisions:
     def _wave_costs(self, choice: DraftChoice, outlook: DraftOutlook, half_draft_ms: Floats) -> WaveCosts:
         num_sessions, depth = outlook.num_sessions, choice.limits.max_depth
         share = outlook.num_drafting / num_sessions  # means are over all sessions, also those that have no drafts
-        by_sessions = np.full(num_sessions + 1, half_draft_ms[depth])
-        by_sessions[num_sessions] = outlook.draft_ms[depth]
+        by_sessions = by_whole_and_half(num_sessions, float(outlook.draft_ms[depth]), float(half_draft_ms[depth]))
         nodes, tau = share * choice.nodes_per_session, 1.0 + share * (choice.tau - 1.0)
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 

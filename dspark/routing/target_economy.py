@@ -21,7 +21,7 @@ from dspark.scheduling.forest import Forest, SessionNeed
 from dspark.scheduling.online_curve import OnlineCurve
 from dspark.scheduling.planner import Plan, plan
 from dspark.scheduling.tree_batch import TreeBatch
-from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, should_wait
+from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, by_whole_and_half, choose_wave, should_wait
 from dspark.session import Session
 from dspark.tree import CandidateTree, FloatArray
 from dspark.types import SessionId
@@ -191,8 +191,7 @@ class TargetEconomy:
         if expected is None:
             return 0.0
         remaining_ms = max(float(expected[min(draft.depth, len(expected) - 1)]) - draft.since_ms for draft in in_flight)
-        by_sessions = np.full(self.num_sessions + 1, expected[-1])  # the rule reads it for no other number
-        shape = WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
+        shape = self._wave_costs(costs, drafter, min(max(draft.depth for draft in in_flight), len(expected) - 1))
         if remaining_ms <= 0 or not self._is_worth_waiting(num_ready, len(in_flight), remaining_ms, shape):
             return 0.0
         return remaining_ms
@@ -202,9 +201,24 @@ class TargetEconomy:
         waves = self._waves()
         if waves is not None and waves.wave is Wave.TWO and 4 * num_ready >= self.num_sessions:
             return False
+        if waves is None and self._drafts_in_one_wave():
+            waves = choose_wave(self.num_sessions, shape)
         if waves is not None and waves.gain_of_two * WORTH_A_CHANGE <= 1.0 and num_drafting >= num_ready:
             return True
         return should_wait(num_ready, num_drafting, remaining_ms, shape)
+
+    def _drafts_in_one_wave(self) -> bool:
+        """True where two were not even considered, though all are drafted for: nothing overlaps, or the mode is fixed."""
+        regime = self._main_regime()
+        return regime is not None and self._decisions.drafts(regime) and (self._economy.overlap == 0 or not self._economy.planned)
+
+    def _wave_costs(self, costs: RoundCosts, drafter: str, depth: int) -> WaveCosts:
+        """With drafts of all sessions, and of half of them, at that depth."""
+        num_drafting = self._sharing(drafter).num_drafting
+        whole, half = (self._economy.draft_ms(drafter, count) for count in (num_drafting, (num_drafting + 1) // 2))
+        assert whole is not None and half is not None, "what is known for some number of sessions is known for all"  # noqa: PT018
+        by_sessions = by_whole_and_half(self.num_sessions, float(whole[depth]), float(half[depth]))
+        return WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
 
     def waited(self) -> None:
         """The target was free and waited for drafts."""

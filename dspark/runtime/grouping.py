@@ -28,8 +28,9 @@ class CallCost:
 
 ON_CPU = CallCost(per_call=1_800, per_slot=3.6)
 """Fitted to times of 1 to 16 segments of 1 to 16 rows with 100 to 600 slots: 0.05 ms a call, 0.028 microseconds a row and slot."""
-ON_ACCELERATOR = CallCost(per_call=10_000_000, per_slot=3.6)
-"""Some 0.2 ms of launches, in which an H100 computes far more than a batch of candidates."""
+ON_ACCELERATOR = CallCost(per_call=10_000_000, per_slot=200.0)
+"""Some 0.2 ms of launches, in which an H100 computes far more than a batch of candidates; to read keys and values takes it longer than
+to attend to them. An estimate: no more than that a call is dear there, and that a very long context should not pad many short ones."""
 
 
 def call_cost(device_type: str) -> CallCost:

@@ -103,6 +103,13 @@ def draft_ahead_ms(num_sessions: int, costs: WaveCosts, guess_rate: float) -> fl
     return _mixed(fixed_ms + max(step_ms, draft_ms) + again_ms, fixed_ms + step_ms + draft_ms + again_ms, costs.overlap)
 
 
+def by_whole_and_half(num_sessions: int, whole_ms: float, half_ms: float) -> Floats:
+    """`draft_ms` of WaveCosts for a choice of waves, which looks at all sessions and at halves of them only."""
+    by_sessions = np.full(num_sessions + 1, half_ms)
+    by_sessions[num_sessions] = whole_ms
+    return by_sessions
+
+
 def visible_draft_ms(draft_ms: Floats, step_of_others_ms: float, overlap: float) -> Floats:
     """What drafting [D + 1] adds to the rounds of half the sessions while the others are verified for `step_of_others_ms`."""
     return np.asarray(draft_ms - overlap * np.minimum(draft_ms, step_of_others_ms))

@@ -1,5 +1,6 @@
 """Feature-reading drafters with random weights, as they are served, and what each of them should say by its own training pass."""
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -152,8 +153,9 @@ def reference_model(name: str) -> BlockModel | EagleModel:
 
 @torch.inference_mode()
 def chain_by_teacher_forcing(name: str, text: Text, sampling: SamplingParams, depth: int) -> list[int]:
-    """The training pass run anew for each position, its token chosen as the target chooses."""
-    spec, model = ALL_SPECS[name], reference_model(name)
+    """The training pass run anew for each position, its token chosen as the target chooses. A shallow draft is one of a short block."""
+    model = _with_blocks_of(reference_model(name), depth)
+    spec = model.spec
     sampler = Sampler(spec.vocab_size, torch.device("cpu"))
     chain: list[int] = []
     for k in range(depth):
@@ -161,6 +163,13 @@ def chain_by_teacher_forcing(name: str, text: Text, sampling: SamplingParams, de
         logits = model.vocabulary.to_target_logits(_teacher_forced(model, text, before)[k : k + 1])
         chain.append(int(sampler.choose(logits, [RowSampling(sampling, len(text) + k)])))
     return chain
+
+
+def _with_blocks_of(model: BlockModel | EagleModel, depth: int) -> BlockModel | EagleModel:
+    """The same weights."""
+    shorter = copy(model)
+    shorter.spec = replace(model.spec, block_size=min(depth, model.spec.block_size))
+    return shorter
 
 
 @torch.inference_mode()

@@ -152,7 +152,7 @@ def test_after_any_rounds_the_drafter_says_what_a_fresh_one_says(kind: str, seed
             report = desk.draft(A, text, max(0, length - 3), length=length, depth=depth)
         fed = length - 1
         here = Text(text.token_ids[:length], text.taps[:length])
-        assert chain_of(report) == expected(kind, here)[:depth]
+        assert chain_of(report) == expected(kind, here, depth=depth)
 
 
 @kinds

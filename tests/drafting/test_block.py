@@ -83,8 +83,11 @@ def test_sessions_of_different_depth_share_a_forward_and_none_gets_more_than_it_
     report = desk.drafter.draft([desk.request(A, text, 0, depth=1), desk.request(B, text, 0)])
     short, long = (result.tree for result in report.results)
     assert (len(short), len(long)) == (1, DEPTH)
-    assert short.token_ids[0] == long.token_ids[0]
-    np.testing.assert_allclose(short.scores[0], long.scores[0], rtol=1e-4)
+    for tree, depth in ((short, 1), (long, DEPTH)):
+        assert tree.token_ids.tolist() == chain_by_teacher_forcing("vanilla", text, NOISY, depth)
+        desk.open(A, text, NOISY)
+        alone = desk.draft(A, text, depth=depth).results[0].tree
+        np.testing.assert_allclose(tree.scores, alone.scores, rtol=1e-4)
 
 
 def test_a_session_that_only_reads_beside_one_that_drafts_is_read() -> None:

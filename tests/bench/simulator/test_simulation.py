@@ -202,8 +202,8 @@ def router_with(books: type[TargetEconomy]) -> Policy:
 
 
 def test_in_the_fixed_mode_too_a_target_waits_where_its_steps_are_dear_and_rows_are_not() -> None:
-    found = point("fixed3", replace(SETUP, one_processor=True), 4, output_tokens=10_000)
-    assert found.rows_per_step == pytest.approx(16, abs=0.5)
+    tally = simulation("fixed3", replace(SETUP, one_processor=True), ClosedLoop(4, spread_ms=30.0), output_tokens=10_000).run(4000, 400)
+    assert tally.rows / tally.steps == pytest.approx(16, abs=0.5)
 
 
 def test_a_policy_may_wait_for_drafts_in_flight_and_so_bring_sessions_together() -> None:

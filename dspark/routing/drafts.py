@@ -46,8 +46,8 @@ class DraftSource(Protocol):
         request, what is left of its answer and the configuration leave. SKIP where nobody was asked, or no answer came."""
 
     @property
-    def has_place(self) -> bool:
-        """False where no drafter holds the session, so that all of it has to be told before the next draft."""
+    def num_told(self) -> int:
+        """Tokens of the session's context that a drafter has read; the others have to be told before the next draft."""
 
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
@@ -65,7 +65,7 @@ class NoDrafts:
     features: FeatureSpec | None = None
     features_from = NO_FEATURES
     answered_to = SKIP
-    has_place = False
+    num_told = 0
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -104,6 +104,8 @@ class LeasedDrafts:
         self._limits_now = SKIP
         """Of the round that `propose` began."""
         self._lease: DrafterLease | None = None
+        self._num_told = 0
+        """Of the context, what the drafter of the lease has read by its answers."""
         self._known_length = 0
         """Committed length at the last answered request: where the next delta starts."""
         self._num_late = 0
@@ -126,9 +128,9 @@ class LeasedDrafts:
             self._ask_again(None)
 
     @property
-    def has_place(self) -> bool:
+    def num_told(self) -> int:
         """See DraftSource."""
-        return self._lease is not None
+        return 0 if self._lease is None else self._num_told
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""
@@ -270,7 +272,10 @@ class LeasedDrafts:
         )
         result = await self._lanes.of(lease).draft(request)
         self._known_length = request.base_length
-        if part is not None:
+        if self.features is None:
+            self._num_told = request.base_length
+        elif part is not None:
+            self._num_told = part.stop
             self._feed.acknowledged(part.stop)
         if result.base_length != request.base_length:
             raise StaleRound(f"a draft on length {result.base_length} for a session of length {request.base_length}")
@@ -295,7 +300,7 @@ class LeasedDrafts:
 
     def _open(self, lease: DrafterLease) -> None:
         lease.drafter.open(self._session.opening())
-        self._known_length = self._session.base_length
+        self._known_length, self._num_told = self._session.base_length, 0
         self._feed.restart()
 
     def _ask_again(self, lease: DrafterLease | None) -> None:

@@ -35,7 +35,7 @@ class Proposer(Protocol):
         """See DraftSource."""
 
     @property
-    def has_place(self) -> bool:
+    def num_told(self) -> int:
         """See DraftSource."""
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
@@ -129,8 +129,7 @@ class VerifyLane:
     async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
         """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
         started = asyncio.get_running_loop().time()
-        if not drafts.has_place:
-            self.books.forgotten(session)
+        self.books.told(session, drafts.num_told)
         limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
         self._drafting[session.session_id] = (started, limits)
         try:

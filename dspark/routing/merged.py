@@ -37,9 +37,9 @@ class MergedDrafts:
         return self._main.answered_to
 
     @property
-    def has_place(self) -> bool:
-        """See DraftSource: the other one reads the session's own text."""
-        return self._main.has_place
+    def num_told(self) -> int:
+        """See DraftSource; the other one reads the session's own text."""
+        return self._main.num_told
 
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dspark.scheduling.drafting_plan import DraftLimits
+from dspark.scheduling.forest import SessionNeed
 from dspark.session import Session
 from dspark.tree import CandidateTree
 
@@ -15,6 +18,17 @@ class Waiting:
     tree: CandidateTree
     draft_ms: float = 0.0
     """How long its draft took, waiting included."""
+
+    @property
+    def need(self) -> SessionNeed:
+        """For the planner: a lower `priority` of a request goes first, a higher one of the planner."""
+        session = self.session
+        return SessionNeed(
+            self.tree,
+            max_nodes=session.max_nodes,
+            min_tokens_per_second=session.min_tokens_per_second,
+            priority=-session.priority,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +44,12 @@ class Verified:
     """Nodes of the selected tree."""
     draft_ms: float = 0.0
     """How long its draft took, waiting included."""
+
+    @property
+    def promised(self) -> float:
+        """Accepted tokens, by the drafter's word."""
+        scores = self.drafted.scores[self.kept]
+        return min(float(np.fmin(np.fmax(scores, 0.0), 1.0).sum()), float(self.limits.max_depth))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dspark.scheduling.correction import origins_of
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import DraftLimits
-from dspark.scheduling.forest import Forest, SessionNeed
+from dspark.scheduling.forest import Forest
 from dspark.scheduling.online_curve import OnlineCurve
 from dspark.scheduling.planner import Plan, plan
 from dspark.scheduling.tree_batch import TreeBatch
@@ -122,9 +122,9 @@ class TargetEconomy:
         news = [self._news(session) for session in self._sessions.values() if session.drafter == drafter]
         return sum(news) / len(news) if news else 0.0
 
-    def forgotten(self, session: Session) -> None:
-        """No drafter holds it: all of its context would have to be told before a draft."""
-        self._told.pop(session.session_id, None)
+    def told(self, session: Session, num_tokens: int) -> None:
+        """So much of its context its drafter has read."""
+        self._told[session.session_id] = num_tokens
 
     def _news(self, session: Session) -> int:
         """Tokens of its context that its drafter has not been told."""
@@ -138,7 +138,7 @@ class TargetEconomy:
         """Which candidates go to the target in the step that is about to begin."""
         if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
             return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
-        forest = Forest.of({w.session.session_id: _need(w.session, w.tree) for w in waiting}, self._corrected_scores(waiting))
+        forest = Forest.of({w.session.session_id: w.need for w in waiting}, self._corrected_scores(waiting))
         if not self._economy.planned:
             return plan(forest, self._max_rows)
         return plan(forest, self._max_rows, self.costs(self._draft_ms(waiting, forest.depth)), others_ms=self._others_ms(len(waiting)))
@@ -300,7 +300,7 @@ class TargetEconomy:
             depth = min(len(expected) - 1, max(one.limits.max_depth for one in explored))
             draft_ms = min(draft_ms, float(expected[depth]) + told_ms)
         round_ms = draft_ms + costs.round_of(rows)
-        won = sum(len(one.accepted) + _promised(one) for one in explored) / 2 / num_sessions
+        won = sum(len(one.accepted) + one.promised for one in explored) / 2 / num_sessions
         return round_ms / costs.round_of(num_sessions) - 1.0 - won
 
     def _learn_when_due(self, verified: Sequence[Verified]) -> bool:
@@ -337,19 +337,6 @@ class TargetEconomy:
             name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
             if name is not None:
                 self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted))
-
-
-def _promised(verified: Verified) -> float:
-    """Accepted tokens, by the drafter's word."""
-    scores = verified.drafted.scores[verified.kept]
-    return min(float(np.fmin(np.fmax(scores, 0.0), 1.0).sum()), float(verified.limits.max_depth))
-
-
-def _need(session: Session, tree: CandidateTree) -> SessionNeed:
-    """A lower `priority` of a request goes first, a higher one of the planner."""
-    return SessionNeed(
-        tree, max_nodes=session.max_nodes, min_tokens_per_second=session.min_tokens_per_second, priority=-session.priority
-    )
 
 
 def _regimes(sessions: Sequence[Session]) -> tuple[list[str], list[bool]]:

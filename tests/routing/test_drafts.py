@@ -80,6 +80,7 @@ async def test_each_round_sends_only_what_is_new(desk: Desk) -> None:
     desk.commit(6)
     assert await desk.speculating()
     assert [request.new_token_ids for request in seen] == [(), (), (4, 5), (6,)]
+    assert desk.drafts.num_told == desk.session.base_length
 
 
 async def test_no_deeper_than_what_the_session_may_still_take() -> None:
@@ -123,6 +124,7 @@ async def test_a_lost_lease_is_given_back_and_speculation_resumes_on_the_next(de
     desk.pool.gone = True
     desk.drafter.forget_all()
     assert len(await desk.propose()) == 0
+    assert desk.drafts.num_told == 0
     desk.pool.gone = False
     desk.commit(3)
     assert await desk.speculating()
@@ -318,7 +320,7 @@ async def test_a_session_that_drafts_nothing_for_long_gives_its_lease_back_and_t
         assert len(await desk.drafts.propose(SKIP)) == 0
         if number % 8 == 0:
             desk.commit(4)
-    assert (len(desk.pool.leases), desk.drafter.num_sessions, desk.drafts.has_place) == (0, 0, False)
+    assert (len(desk.pool.leases), desk.drafter.num_sessions, desk.drafts.num_told) == (0, 0, 0)
     for _ in range(IDLE_ROUNDS):
         await desk.drafts.propose(SKIP)
     assert desk.pool.num_acquired == 1, "nobody asked for drafts"

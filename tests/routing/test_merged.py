@@ -19,7 +19,7 @@ class OneTree:
     features: FeatureSpec | None = None
     features_from = -1
     answered_to = DraftLimits(3, 2, 3)
-    has_place = True
+    num_told = 0
 
     def __init__(self, tree: CandidateTree, fault: Exception | None = None) -> None:
         self.tree = tree

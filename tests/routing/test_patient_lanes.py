@@ -30,7 +30,7 @@ class LateDrafts:
     def __init__(self) -> None:
         self.arrives = asyncio.Event()
         self.answered_to = SKIP
-        self.has_place = True
+        self.num_told = 0
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         await self.arrives.wait()
@@ -95,15 +95,16 @@ async def test_a_free_target_waits_for_a_draft_on_its_way_and_fires_when_it_come
         assert house.target.batches == [("a", "c", "b")]
 
 
-async def test_what_a_drafter_was_told_counts_no_longer_when_the_session_has_no_place_there() -> None:
+async def test_exploring_is_priced_by_what_the_drafter_has_read_so_far() -> None:
+    """Also where it had been told more, and lost it with the session's place."""
     house, drafts = PatientHouse(LONG_MS), LateDrafts()
     session, books = house.sessions[1], house.lane.books
     books.step_done(1, STEP_MS, STEP_MS, [Verified(session, LIMITS_OF_DRAFTER, CandidateTree.chain([1], [0.9]), [0], (), 1.0)])
     assert books._news(session) == 0
-    drafts.has_place = False
+    drafts.num_told = 1
     round_of_b = house.drafting(session, drafts)
     await asyncio.sleep(0.01)
-    assert books._news(session) == session.base_length
+    assert books._news(session) == session.base_length - 1
     await given_up(round_of_b)
     await house.lane.stop()
 

@@ -23,7 +23,7 @@ from dspark.scheduling.planner import Plan, plan
 from dspark.scheduling.tree_batch import TreeBatch
 from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, by_whole_and_half, choose_wave, should_wait
 from dspark.session import Session
-from dspark.tree import CandidateTree, FloatArray
+from dspark.tree import FloatArray
 from dspark.types import SessionId
 
 MAX_OBSERVED = 8

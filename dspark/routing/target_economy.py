@@ -96,7 +96,7 @@ class TargetEconomy:
         """Of a round at the sessions' present length; None while nothing is known of the target."""
         if self._table is None:
             lengths = [session.base_length for session in self._sessions.values()]
-            self._table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0)
+            self._table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0, max(1, len(lengths)))
             self._table_steps = 0
         if self._table is None:
             return None
@@ -256,7 +256,7 @@ class TargetEconomy:
         """A step with its verdicts; `round_ms` from submit to report."""
         if not verified:
             return
-        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms)
+        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)

@@ -27,6 +27,10 @@ MAX_POINTS = 4096
 MAX_STEP_MS = 1e7
 MAX_ROWS = 2**20
 MAX_CONTEXT_TOKENS = 2**24
+ROWS_PER_SESSION = 8
+LEAST_SESSIONS = 8
+SLOT_ROWS = 4.0
+"""To read a cached token's keys and values costs about as much as to attend to it with so many rows (runtime/grouping.py)."""
 JUMP_SLOPE = 3.0
 JUMP_RISE = 0.1
 
@@ -55,7 +59,13 @@ class ThroughputCurve:
         monotone = np.apply_along_axis(isotonic, 0, np.apply_along_axis(isotonic, 1, medians))
         return ThroughputCurve(np.asarray(rows), np.asarray(contexts), monotone)
 
-    def step_ms_of(self, rows: ArrayLike, context_tokens: float) -> Floats:
+    def contexts_of(self, num_sessions: int, context_tokens: float) -> Floats:
+        """[M] contexts at which the sessions that were measured have as much to read and to attend to as so many real ones: 32 plain
+        sessions read four times what the eight with four rows each did that stand for 32 rows in the curve."""
+        measured = sessions_measured(self.rows)
+        return np.asarray(context_tokens * (SLOT_ROWS * num_sessions + self.rows) / (SLOT_ROWS * measured + self.rows))
+
+    def step_ms_of(self, rows: ArrayLike, context_tokens: ArrayLike) -> Floats:
         """[n] for rows [n] >= 0. No rows cost nothing. Beyond the last measured row count the time goes on rising (`staircase`)."""
         return staircase(self.rows, self.at_context(context_tokens), rows, self.jumps)
 
@@ -68,16 +78,18 @@ class ThroughputCurve:
         """Indices of the points that are the last of a stair: on average over contexts, because stairs come from kernels."""
         return find_jumps(self.rows, self.step_ms.mean(axis=0))
 
-    def at_context(self, context_tokens: float) -> Floats:
-        """[M] times at the measured row counts. Below the first context it is the first's; beyond the last the last line goes on."""
+    def at_context(self, context_tokens: ArrayLike) -> Floats:
+        """[M] times at the measured row counts, at one context or [M] one for each. Below the first context it is the first's; beyond the
+        last the last line goes on."""
         if len(self.context_tokens) == 1:
             only: Floats = self.step_ms[0]
             return only
-        asked = max(context_tokens, float(self.context_tokens[0]))
-        lower = min(int(np.searchsorted(self.context_tokens, asked, side="right")) - 1, len(self.context_tokens) - 2)
+        asked = np.maximum(np.broadcast_to(np.asarray(context_tokens, np.float64), self.rows.shape), self.context_tokens[0])
+        lower = np.minimum(np.searchsorted(self.context_tokens, asked, side="right") - 1, len(self.context_tokens) - 2)  # [M]
         low, high = self.context_tokens[lower], self.context_tokens[lower + 1]
-        share = (asked - low) / (high - low)
-        return isotonic(self.step_ms[lower] + share * (self.step_ms[lower + 1] - self.step_ms[lower]))
+        places = np.arange(len(self.rows))
+        low_ms, high_ms = self.step_ms[lower, places], self.step_ms[lower + 1, places]
+        return isotonic(low_ms + (asked - low) / (high - low) * (high_ms - low_ms))
 
     def check(self) -> None:
         """Raise InvalidMessage, naming the field, unless it is a curve; run on each one that comes from elsewhere."""
@@ -92,6 +104,12 @@ class ThroughputCurve:
             raise InvalidMessage(f"step_ms must be above 0 and at most {MAX_STEP_MS:g}", "step_ms")
         if np.any(np.diff(self.step_ms, axis=1) < 0) or np.any(np.diff(self.step_ms, axis=0) < 0):
             raise InvalidMessage("step_ms must never fall with rows or context", "step_ms")
+
+
+def sessions_measured(rows: ArrayLike) -> Ints:
+    """[n] sessions over which so many rows [n] are spread when a curve is measured, as far as the cache has room for them."""
+    asked = np.asarray(rows, np.int64)
+    return np.maximum(np.minimum(asked, LEAST_SESSIONS), -(-asked // ROWS_PER_SESSION))
 
 
 def rows_to_measure(max_rows: int) -> list[int]:

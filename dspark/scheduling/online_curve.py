@@ -44,14 +44,15 @@ class OnlineCurve:
         self._corrections = None if profile is None else _Corrections(profile)
         self._overhead = _RobustMean()
 
-    def observe(self, rows: int, context_tokens: float, step_ms: float) -> None:
-        """A step of the target (`StepReport.batch_rows`, `verify_ms`); `context_tokens` as in ThroughputCurve. No rows, no news."""
+    def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None = None) -> None:
+        """A step of the target (`StepReport.batch_rows`, `verify_ms`); `context_tokens` as in ThroughputCurve. No rows, no news.
+        `num_sessions` shared it; None: as many as when the curve was measured."""
         if rows < 1 or not 0.0 < step_ms < math.inf:
             return
         if self._corrections is None:
             self._own.observe(rows, step_ms)
         else:
-            self._corrections.observe(rows, context_tokens, step_ms)
+            self._corrections.observe(rows, context_tokens, step_ms, num_sessions)
 
     def observe_round(self, round_ms: float, verify_ms: float) -> None:
         """How long the lane waited from submit to report, and what the target says that its step took."""
@@ -62,14 +63,14 @@ class OnlineCurve:
         """What a round costs beside the step: wire, queue, bookkeeping. 0 until a round was seen."""
         return self._overhead.mean
 
-    def table(self, max_rows: int, context_tokens: float) -> Floats | None:
-        """[n] time of a step by its rows, in ms, never falling; entry 0 is 0. None while nothing is known.
+    def table(self, max_rows: int, context_tokens: float, num_sessions: int | None = None) -> Floats | None:
+        """[n] time of a step by its rows, in ms, never falling; entry 0 is 0. None while nothing is known. `num_sessions` as in `observe`.
 
         Without a profile that is until steps of three clearly different row counts were seen.
         """
         if self._corrections is None:
             return self._own.table(max_rows)
-        return self._corrections.table(max_rows, context_tokens)
+        return self._corrections.table(max_rows, context_tokens, num_sessions)
 
 
 class _Corrections:
@@ -86,8 +87,8 @@ class _Corrections:
         self._overall = _DecayedMean(OWN_DECAY)
         self._log_ratios = np.zeros(len(octaves))  # [M]
 
-    def observe(self, rows: int, context_tokens: float, step_ms: float) -> None:
-        log_ratio = math.log(step_ms / float(self._profile.step_ms_of([rows], context_tokens)[0]))
+    def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None) -> None:
+        log_ratio = math.log(step_ms / float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0]))
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
         expected = float(self._log_ratios[nearest])
         seen = min(max(log_ratio, expected - MAX_SURPRISE), expected + MAX_SURPRISE)
@@ -98,11 +99,14 @@ class _Corrections:
         self._overall.add(seen)
         self._log_ratios = self._estimate()
 
-    def table(self, max_rows: int, context_tokens: float) -> Floats:
+    def table(self, max_rows: int, context_tokens: float, num_sessions: int | None) -> Floats:
         """[n] as in OnlineCurve. The stairs are the profile's."""
-        times = self._profile.at_context(context_tokens) * np.exp(self._log_ratios)
+        times = self._profile.at_context(self._contexts(context_tokens, num_sessions)) * np.exp(self._log_ratios)
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
+
+    def _contexts(self, context_tokens: float, num_sessions: int | None) -> float | Floats:
+        return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)
 
     def _estimate(self) -> Floats:
         """[M] own evidence, over that of the neighbours, over that of all steps, over none: the profile is right."""

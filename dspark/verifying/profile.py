@@ -20,7 +20,7 @@ from dspark.config import TargetConfig
 from dspark.errors import FingerprintMismatch
 from dspark.runtime.model import PackedModel
 from dspark.runtime.packed import Segment
-from dspark.scheduling.curve import ThroughputCurve, rows_to_measure
+from dspark.scheduling.curve import ROWS_PER_SESSION, ThroughputCurve, rows_to_measure, sessions_measured
 from dspark.scheduling.curve_file import CurveSetup, SavedCurve, read_curve
 from dspark.types import ModelCard
 
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 CONTEXTS = (64, 512)
 """Cached tokens of each session; time over context is a line, so two are enough."""
-ROWS_PER_SESSION = 8
-LEAST_SESSIONS = 8
 TURNS = 7
 
 Samples = dict[tuple[int, int], list[float]]
@@ -144,8 +142,7 @@ def _sample(
 
 def _num_sessions(model: PackedModel, rows: int, context: int, max_length: int) -> int:
     """Over how many sessions the rows are spread; 0 if they do not fit at all."""
-    wanted = max(min(rows, LEAST_SESSIONS), -(-rows // ROWS_PER_SESSION))
-    for sessions in range(wanted, 0, -1):
+    for sessions in range(int(sessions_measured(rows)), 0, -1):
         length = context + -(-rows // sessions)
         if length <= max_length and sessions * model.pool.blocks_for(length) <= model.pool.num_free:
             return sessions

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from dspark.errors import InvalidMessage
-from dspark.scheduling.curve import MAX_STEP_MS, Floats, ThroughputCurve, isotonic, rows_to_measure, staircase
+from dspark.scheduling.curve import (
+    MAX_STEP_MS,
+    SLOT_ROWS,
+    Floats,
+    ThroughputCurve,
+    isotonic,
+    rows_to_measure,
+    sessions_measured,
+    staircase,
+)
 
 
 def curve(rows: list[int], *lines: list[float], contexts: tuple[int, ...] = (64, 512)) -> ThroughputCurve:
@@ -174,3 +183,23 @@ def test_what_is_no_curve_is_refused_with_the_fields_name(field: str, bad: Throu
 def test_no_rows_cost_nothing_whatever_the_points() -> None:
     times = staircase(np.asarray([4, 8]), np.asarray([3.0, 4.0]), [0, 1, 3], np.empty(0, np.int64))
     assert times.tolist() == [0.0, 3.0, 3.0]
+
+
+def test_many_sessions_read_more_than_the_few_that_were_measured() -> None:
+    """A step costs 2 ms, 1 us for every cached token that is read and a quarter of that for every row that attends to one."""
+    rows, contexts = np.asarray([8, 32, 128]), np.asarray([0, 1000])
+
+    def step_ms(num_rows: int, sessions: int, context: int) -> float:
+        return 2.0 + context * (sessions + num_rows / SLOT_ROWS) / 1e3
+
+    times = [[step_ms(count, int(sessions_measured(count)), context) for count in rows.tolist()] for context in contexts.tolist()]
+    found = ThroughputCurve(rows, contexts, np.asarray(times))
+    for sessions in (1, 8, 32):
+        asked = found.step_ms_of(rows, found.contexts_of(sessions, 300.0))
+        assert asked == pytest.approx([step_ms(count, sessions, 300) for count in rows.tolist()])
+
+
+def test_a_context_for_each_row_count_is_that_of_each() -> None:
+    found = ThroughputCurve(np.asarray([1, 8]), np.asarray([0, 100, 200]), np.asarray([[1.0, 2.0], [2.0, 4.0], [4.0, 9.0]]))
+    assert found.at_context([50.0, 150.0]).tolist() == [1.5, 6.5]
+    assert found.at_context([300.0, 0.0]).tolist() == [2.0, 2.0], "times never fall with rows"

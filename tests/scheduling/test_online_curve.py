@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dspark.scheduling.curve import Floats, ThroughputCurve, rows_to_measure
+from dspark.scheduling.curve import Floats, ThroughputCurve, rows_to_measure, sessions_measured
 from dspark.scheduling.online_curve import OnlineCurve
 
 ROWS = np.asarray(rows_to_measure(128))
@@ -177,3 +177,19 @@ def test_the_overhead_shrugs_at_a_slow_first_round_and_at_one_hiccup() -> None:
     online.observe_round(float("nan"), 12.0)
     online.observe_round(11.0, 12.0)
     assert 1.5 < online.round_overhead_ms < 2.5
+
+
+def test_what_plain_steps_of_many_sessions_teach_holds_for_their_candidates() -> None:
+    """32 sessions with 300 cached tokens each, where eight stood for 32 rows: their reading must not count for every row."""
+    rows, contexts = np.asarray([8, 32, 64, 128, 256]), np.asarray([0, 1000])
+
+    def step_ms(num_rows: int, sessions: int, context: int) -> float:
+        return 2.0 + 0.1 * num_rows + context * (sessions + num_rows / 4) / 1e3
+
+    times = [[step_ms(count, int(sessions_measured(count)), context) for count in rows.tolist()] for context in contexts.tolist()]
+    online = OnlineCurve(ThroughputCurve(rows, contexts, np.asarray(times)))
+    for _ in range(50):
+        online.observe(32, 300.0, step_ms(32, 32, 300), 32)
+    found = online.table(256, 300.0, 32)
+    assert found is not None
+    assert found[[32, 64, 128, 256]] == pytest.approx([step_ms(count, 32, 300) for count in (32, 64, 128, 256)], rel=0.01)

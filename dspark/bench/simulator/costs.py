@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dspark.errors import ConfigError, DSparkError
-from dspark.scheduling.curve import Floats, ThroughputCurve
+from dspark.scheduling.curve import Floats, ThroughputCurve, sessions_measured
 from dspark.scheduling.curve_file import read_curve
 
 
@@ -32,6 +32,15 @@ class TargetCosts:
     def step_ms(self, rows: int, context_tokens: float, cached_tokens: float) -> float:
         """A step of so many rows. `context_tokens`: mean over the rows; `cached_tokens`: sum over the sessions."""
         return float(self.curve.step_ms_of([rows], context_tokens)[0]) + self.kv_us_per_token * cached_tokens / 1e3
+
+    def profiled(self) -> ThroughputCurve:
+        """What a replica of these costs would measure when it starts, of the sessions that it does that with."""
+        if self.kv_us_per_token == 0.0:
+            return self.curve
+        contexts = np.asarray([0, 1000], np.int64)
+        reading_ms = self.kv_us_per_token / 1e3 * contexts[:, np.newaxis] * sessions_measured(self.curve.rows)
+        times = np.stack([self.curve.at_context(float(context)) for context in contexts]) + reading_ms
+        return ThroughputCurve(self.curve.rows, contexts, np.maximum.accumulate(times, axis=1))
 
     def table(self, max_rows: int, context_tokens: float, cached_tokens: float) -> Floats:
         """[max_rows + 1] the same for every number of rows; index 0 is not read."""

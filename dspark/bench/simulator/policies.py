@@ -102,7 +102,7 @@ class ServiceRouter:
 
     def books(self) -> Books:
         """See Router."""
-        return TargetEconomy(self.economy, self._setup.target.curve, self._setup.max_rows)
+        return TargetEconomy(self.economy, self._setup.target.profiled(), self._setup.max_rows)
 
     def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
         """See Router."""

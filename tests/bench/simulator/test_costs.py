@@ -70,3 +70,11 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], words: str, tmp_pat
     with pytest.raises(ConfigError, match=words) as caught:
         read_setup(written(tmp_path, **changes))
     assert "setup.json" in str(caught.value)
+
+
+def test_a_profile_holds_what_reading_the_cache_costs_the_sessions_that_are_measured() -> None:
+    curve = curve_of([1, 8, 64], [2.0, 3.0, 9.0])
+    assert TargetCosts(curve).profiled() is curve
+    found = TargetCosts(curve, kv_us_per_token=10.0).profiled()
+    assert found.step_ms_of([1, 8, 64], 0.0).tolist() == [2.0, 3.0, 9.0]
+    assert found.step_ms_of([1, 8, 64], 100.0).tolist() == pytest.approx([2.0 + 1.0, 3.0 + 8.0, 9.0 + 8.0])

@@ -1,6 +1,6 @@
 """Measurements under load as Markdown."""
 
-from dspark.bench.load.plan import LoadPlan
+from dspark.bench.load.plan import PLAIN, PLAIN_AGAIN, LoadPlan
 from dspark.bench.load.results import LoadPoint, LoadReport
 from dspark.deepspec.cards import markdown_table
 
@@ -38,7 +38,7 @@ def heading(report: LoadReport) -> list[str]:
 def budget_table(report: LoadReport) -> str:
     """Verified candidates per request and round: one row for each number of clients, one column for each system."""
     found = {(point.policy, point.load): point for point in report.points}
-    policies = [policy for policy in report.policies if any(point.drafted_per_round for point in report.of(policy))]
+    policies = [policy for policy in report.policies if policy not in (PLAIN, PLAIN_AGAIN)]
     rows = []
     for load in report.loads:
         cells = [found.get((policy, load)) for policy in policies]

@@ -21,6 +21,11 @@ def on_device(values: Numbers | NDArray[Any], dtype: torch.dtype, device: torch.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def accelerator_name(device: torch.device) -> str:
+    """As its maker calls it; empty for a device that has no name to be asked for."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def finish(device: torch.device) -> None:
     """Wait until the device has done all it was told: a time measured before that is the time of telling it."""
     if device.type == "cuda":

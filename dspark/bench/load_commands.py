@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from dspark.bench.drafters import listed_drafters
+from dspark.bench.drafters import as_trees, listed_drafters
 from dspark.bench.load.plan import DEFAULT_CLIENTS, PLAIN, PLANNED, SYSTEMS, LoadPlan, Patience
 from dspark.bench.prompts import load_prompts
 from dspark.config import DrafterConfig, ProfileConfig, TargetConfig
@@ -227,10 +227,8 @@ def _drafter(text: str, placed: dict[str, Any], with_lookup: bool) -> DrafterCon
     found = listed_drafters(text, depth=7)
     if len(found) != 1:
         raise ConfigError(f"{text!r}: one drafter at a time", "drafters")
-    (drafter,) = found.values()
-    if with_lookup and drafter.kind == "lookup":
-        raise ConfigError("lookup goes with a drafter that has a model", "with_lookup")
-    return drafter.model_copy(update=placed | {"with_lookup": with_lookup})
+    (drafter,) = as_trees(found, nodes=0, width=0, with_lookup=with_lookup).values()
+    return drafter.model_copy(update=placed)
 
 
 def _print(report: "LoadReport", out: Path) -> None:

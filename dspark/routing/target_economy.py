@@ -216,7 +216,8 @@ class TargetEconomy:
         """With drafts of all sessions, and of half of them, at that depth."""
         num_drafting = self._sharing(drafter).num_drafting
         whole, half = (self._economy.draft_ms(drafter, count) for count in (num_drafting, (num_drafting + 1) // 2))
-        assert whole is not None and half is not None, "what is known for some number of sessions is known for all"  # noqa: PT018
+        assert whole is not None, "a draft in flight is of a drafter whose calls are known"
+        assert half is not None, "what is known for some number of sessions is known for all"
         by_sessions = by_whole_and_half(self.num_sessions, float(whole[depth]), float(half[depth]))
         return WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dspark.config import TargetConfig
+from dspark.devices import accelerator_name
 from dspark.errors import FingerprintMismatch
 from dspark.runtime.model import PackedModel
 from dspark.runtime.packed import Segment
@@ -63,7 +64,7 @@ def setup_of(model: PackedModel, config: TargetConfig, card: ModelCard) -> Curve
     on_cpu = model.device.type == "cpu"
     return CurveSetup(
         model_fingerprint=card.model_fingerprint,
-        device=_cpu_name() if on_cpu else f"{model.device.type} {_accelerator_name(model.device)}, device_map {config.device_map}",
+        device=_cpu_name() if on_cpu else f"{model.device.type} {accelerator_name(model.device)}, device_map {config.device_map}",
         dtype=config.dtype,
         num_threads=torch.get_num_threads() if on_cpu else 0,
         max_batch_rows=config.max_batch_rows,
@@ -186,10 +187,6 @@ def _save(path: Path, curve: SavedCurve) -> None:
         logger.warning("the target's curve could not be saved: %s", error)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _accelerator_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def _cpu_name() -> str:

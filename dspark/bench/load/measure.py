@@ -20,6 +20,7 @@ from dspark.bench.load.systems import RECORDING_CLIENTS, LoadSystem, Workbench
 from dspark.bench.load.window import Window
 from dspark.bench.simulator.tree_trace import TreeRecorder, TreeTrace
 from dspark.config import FEATURE_KINDS, DrafterConfig, TargetConfig
+from dspark.devices import accelerator_name
 from dspark.scheduling.drafting_plan import DraftLimits
 
 RECORDED = DraftLimits(max_depth=7, max_width=4, max_nodes=32)
@@ -142,6 +143,7 @@ class LocalLoad:
         profile = next((system.curve for system in self._systems if system.curve is not None), None)
         windows = self._measurement.windows
         usual_ms = usual_probe_ms([window for _, window in windows])
+        device = self._bench.device
         rows, reads = self._bench.config.target.max_batch_rows, self.drafter.kind in FEATURE_KINDS
         return LoadReport(
             label=f"{self.target.model}, {drafter}{with_lookup}, in one process",
@@ -151,13 +153,8 @@ class LocalLoad:
             prompt_tokens=sum(map(len, prompts)) / len(prompts),
             trace=trace,
             costs=None if profile is None else measured_costs(profile, rows, windows, reads),
-            notes=machine() | {"device": device_name(self._bench.device), "dtype": self.target.dtype},
+            notes=machine() | {"device": accelerator_name(device) or str(device), "dtype": self.target.dtype},
         )
-
-
-def device_name(device: torch.device) -> str:
-    """An accelerator by its maker's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def machine() -> dict[str, str]:

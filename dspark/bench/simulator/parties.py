@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from dspark.bench.simulator.acceptance import Draft
-from dspark.bench.simulator.policies import Books
 from dspark.routing.plain_pace import PlainPace
+from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
 from dspark.tree import CandidateTree
@@ -62,7 +62,7 @@ class SimulatedDrafter:
 class SimulatedTarget:
     """A target replica, with the lane and the books that the router keeps for it."""
 
-    books: Books
+    books: TargetEconomy
     pace: PlainPace = field(default_factory=PlainPace)
     ready: list[SimulatedSession] = field(default_factory=list)
     """Rounds whose drafts are there; they are not planned yet."""

@@ -12,86 +12,29 @@ never what the target would have said.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from dspark.bench.simulator.costs import Setup
 from dspark.config import DrafterConfig
 from dspark.drafting.profile import SESSION_COUNTS
 from dspark.errors import ConfigError
 from dspark.routing.economy import DraftedRound, Economy
-from dspark.routing.rounds import InFlight, Verified, Waiting
 from dspark.routing.target_economy import TargetEconomy
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
-from dspark.scheduling.planner import Plan
-from dspark.session import Session
 
 POLICIES = "plain, fixedN (N a number of positions), tree, planned"
 DRAFTER = "simulated"
 """Name of the only drafter."""
 
 
-class Books(Protocol):
-    """What is decided and learned at one target. TargetEconomy says what each of these means; it is one."""
-
-    def enter(self, session: Session) -> None:
-        """A session came to this target."""
-
-    def leave(self, session: Session) -> None:
-        """A session is over."""
-
-    def draft_limits(self, session: Session) -> DraftLimits:
-        """How much to draft for a session's coming round."""
-
-    def explores(self, session: Session) -> bool:
-        """True while the session's round in hand is drafted to find out what that brings."""
-
-    def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
-        """How long the free target should wait for drafts on their way; 0: go."""
-
-    def most_to_fire(self) -> int | None:
-        """Sessions that go in one step; None: all."""
-
-    def plan(self, waiting: Sequence[Waiting]) -> Plan:
-        """Which candidates go to the target."""
-
-    def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
-        """What a plain step takes beside so many rows of prompts; 0: not known."""
-
-    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
-        """A step with its verdicts; `round_ms` from submit to report."""
-
-    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
-        """A session's round, from before its draft to after its commit."""
-
-
-class Router(Protocol):
-    """What all targets of one simulated router share."""
-
-    @property
-    def drafter(self) -> str | None:
-        """Of every session; None decodes plainly."""
-
-    def books(self) -> Books:
-        """New ones, for one target."""
-
-    def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
-        """One call of a drafter."""
-
-    def round_done(self, done: DraftedRound) -> None:
-        """A session's drafted round."""
-
-
-Policy = Callable[[Setup], Router]
-"""A way to serve: makes the router of a simulated service."""
-
-
 class ServiceRouter:
-    """This project's. Its targets and its drafter were profiled when they started; what drafts are worth it finds out."""
+    """What all targets of one simulated router share. They and the drafter were profiled when they started; what drafts are worth, the
+    router finds out."""
 
     def __init__(self, most: DraftLimits, setup: Setup, *, planned: bool) -> None:
         """`most` is what the drafter may draft; without `planned` it always does, and all of it is verified."""
         self.drafter = None if most.skips else DRAFTER
+        """Of every session; None decodes plainly."""
         config = DrafterConfig(max_depth=most.max_depth, max_nodes=most.max_nodes, max_width=max(1, most.max_width))
         drafters = {} if most.skips else {DRAFTER: config}
         self.economy = Economy(drafters, planned=planned, overlap=0.0 if setup.one_processor else 1.0)
@@ -100,17 +43,21 @@ class ServiceRouter:
             for depth in {1, most.max_depth}:
                 self.economy.draft_done(DRAFTER, count, depth, setup.draft.ms(count, depth))
 
-    def books(self) -> Books:
-        """See Router."""
+    def books(self) -> TargetEconomy:
+        """New ones, for one target."""
         return TargetEconomy(self.economy, self._setup.target.profiled(), self._setup.max_rows)
 
     def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
-        """See Router."""
+        """One call of a drafter."""
         self.economy.draft_done(DRAFTER, num_sessions, depth, draft_ms)
 
     def round_done(self, done: DraftedRound) -> None:
-        """See Router."""
+        """A session's drafted round."""
         self.economy.round_done(done)
+
+
+Policy = Callable[[Setup], ServiceRouter]
+"""A way to serve: makes the router of a simulated service."""
 
 
 def policy_named(name: str, most: DraftLimits) -> Policy:

@@ -1,8 +1,10 @@
 """The throughput curve as it is now: corrected by what real steps took, or built from them alone where nobody profiled the target.
 
-A step in service costs more than the bare forward that was profiled (noise, acceptance walk, taps, neighbours on the machine), and
-not the same at all sizes. So every measured row count learns a factor. Robust: one step may move a factor only a little, however odd it
-was. Forgetful: evidence decays with every step, and a factor without evidence goes back to its neighbours' and to the overall one.
+A step in service costs more than the bare forward that was profiled. Most of it goes by sessions, whatever they have verified (their
+noise, their walk, their taps, caches of their own to read), so that plain steps tell what steps with candidates will cost: one term is
+added, so much per session. What is left, a slower machine above all, is a factor that every measured row count learns. Robust: one step
+may move little, however odd it was. Forgetful: evidence decays with every step, and a factor without evidence goes back to its
+neighbours' and to the overall one.
 
 No clock: "lately" is counted in steps. Symbols: M row counts of the profile, n = max_rows + 1.
 """
@@ -13,13 +15,15 @@ from collections import deque
 
 import numpy as np
 
-from dspark.scheduling.curve import Floats, Ints, ThroughputCurve, find_jumps, isotonic, staircase
+from dspark.scheduling.curve import Floats, Ints, ThroughputCurve, find_jumps, isotonic, sessions_measured, staircase
 
 STEP_DECAY = 0.999
 """Of all evidence, with every step: half of it is forgotten after about 700 steps."""
 OWN_DECAY = 0.95
 """Of a row count's evidence, with every step of about that size: it remembers about 20."""
-MAX_SURPRISE = math.log(1.5)
+SESSION_DECAY = 0.98
+"""Of what a session adds to a step, with every step."""
+MAX_SURPRISE = 1.5
 """A step counts as at most half as long again as was expected, or two thirds of it."""
 PRIOR_WEIGHT = 2.0
 """Steps that what is known from elsewhere counts for."""
@@ -74,7 +78,8 @@ class OnlineCurve:
 
 
 class _Corrections:
-    """log(real / profiled) time by row count, as decayed sums; what is known of one counts a little for its neighbours."""
+    """What a session adds, and log(real / expected with that) by row count, as decayed sums; what is known of one counts a little for its
+    neighbours."""
 
     def __init__(self, profile: ThroughputCurve) -> None:
         self._profile = profile
@@ -84,26 +89,38 @@ class _Corrections:
         self._octaves: Floats = octaves  # [M]
         self._sums = np.zeros(len(octaves))  # [M]
         self._weights = np.zeros(len(octaves))  # [M]
+        self._session_ms = _DecayedMean(SESSION_DECAY)
+        """Added to a step by each of its sessions."""
         self._overall = _DecayedMean(OWN_DECAY)
         self._log_ratios = np.zeros(len(octaves))  # [M]
 
     def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None) -> None:
-        log_ratio = math.log(step_ms / float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0]))
+        profiled_ms = float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0])
+        sessions = int(sessions_measured(rows)) if num_sessions is None else num_sessions
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
-        expected = float(self._log_ratios[nearest])
-        seen = min(max(log_ratio, expected - MAX_SURPRISE), expected + MAX_SURPRISE)
+        expected_ms = (profiled_ms + sessions * self._added_ms) * math.exp(float(self._log_ratios[nearest]))
+        seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
+        self._session_ms.add((seen_ms - profiled_ms) / sessions)
+        log_ratio = math.log(seen_ms / (profiled_ms + sessions * self._added_ms))
         self._sums *= STEP_DECAY
         self._weights *= STEP_DECAY
-        self._sums[nearest] = OWN_DECAY * self._sums[nearest] + seen
+        self._sums[nearest] = OWN_DECAY * self._sums[nearest] + log_ratio
         self._weights[nearest] = OWN_DECAY * self._weights[nearest] + 1.0
-        self._overall.add(seen)
+        self._overall.add(log_ratio)
         self._log_ratios = self._estimate()
 
     def table(self, max_rows: int, context_tokens: float, num_sessions: int | None) -> Floats:
         """[n] as in OnlineCurve. The stairs are the profile's."""
-        times = self._profile.at_context(self._contexts(context_tokens, num_sessions)) * np.exp(self._log_ratios)
+        sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
+        profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
+        times = (profiled_ms + sessions * self._added_ms) * np.exp(self._log_ratios)
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
+
+    @property
+    def _added_ms(self) -> float:
+        """By each session. A target that is faster than it was when it was profiled is so by a factor."""
+        return max(0.0, self._session_ms.mean_over(0.0))
 
     def _contexts(self, context_tokens: float, num_sessions: int | None) -> float | Floats:
         return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)

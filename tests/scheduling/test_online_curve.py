@@ -45,12 +45,24 @@ def test_what_was_never_seen_takes_over_what_steps_cost_in_general() -> None:
     assert 1.2 < ratio(online, 64) < 1.32
 
 
-def test_a_factor_learnt_at_one_context_serves_at_all() -> None:
+def test_what_steps_take_longer_at_one_context_they_are_expected_to_at_all() -> None:
     online = OnlineCurve(PROFILE)
     for _ in range(100):
-        online.observe(4, 400, 1.3 * profiled(4, 400))
-    assert ratio(online, 4, 64) == pytest.approx(1.3, rel=0.03)
-    assert ratio(online, 4, 512) == pytest.approx(1.3, rel=0.03)
+        online.observe(4, 400, profiled(4, 400) + 3.0)
+    assert table(online)[4] == pytest.approx(profiled(4) + 3.0, rel=0.03)
+    assert table(online, context_tokens=512)[4] == pytest.approx(profiled(4, 512) + 3.0, rel=0.03)
+
+
+def test_what_sessions_add_to_plain_steps_is_added_once_to_steps_with_candidates() -> None:
+    """A walk and noise of half a millisecond per session: seven times as many rows do not make it seven times as long."""
+    online = OnlineCurve(PROFILE)
+    for _ in range(200):
+        online.observe(16, 64, profiled(16) + 16 * 0.5, 16)
+    found = online.table(128, 64, 16)
+    assert found is not None
+    contexts = PROFILE.contexts_of(16, 64)
+    for rows in (16, 64, 128):
+        assert found[rows] == pytest.approx(float(PROFILE.step_ms_of([rows], contexts)[0]) + 16 * 0.5, rel=0.06)
 
 
 @pytest.mark.parametrize("odd", [5.0, 0.2, 1e6])
@@ -62,7 +74,7 @@ def test_one_odd_step_moves_little(odd: float) -> None:
     assert abs(ratio(online, 8) - 1.0) < 0.05
     first = OnlineCurve(PROFILE)
     first.observe(8, 64, odd * profiled(8))
-    assert abs(ratio(first, 8) - 1.0) < 0.25, "even where it is the first of all"
+    assert abs(ratio(first, 8) - 1.0) < 0.35, "even where it is the first of all"
 
 
 def test_a_lasting_change_is_followed() -> None:

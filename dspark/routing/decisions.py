@@ -7,6 +7,8 @@ In this order:
    sessions try it, if the purse can pay for it (scheduling/exploration.py);
 3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
+Where drafts pay, a step goes without now and then: else nobody would know any more what they are to be compared with.
+
 A decision stands for a few steps, for all sessions of a regime. One that was promised a speed has its own: the fastest that keeps it.
 """
 
@@ -18,6 +20,7 @@ from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
+from dspark.scheduling.paying import PayState
 from dspark.scheduling.waves import Wave, WaveChoice, WaveCosts, by_whole_and_half, choose_wave, visible_draft_ms
 from dspark.session import Session
 from dspark.types import SessionId
@@ -26,6 +29,15 @@ DECISION_STEPS = 4
 """Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
 IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
+PLAIN_LOSS = 0.003
+"""Of the tokens, lost by steps that go without drafts where drafts pay: what a plain step takes is what drafts are judged by, so it must be
+known of late, the more so the less they seem to win."""
+LEAST_PLAIN_EVERY = 32
+"""Steps from one of them to the next, at least."""
+PLAIN_SURPRISE = 0.1
+"""Of the expected time, by which such a step is not as expected."""
+PLAIN_AGAIN = 4
+"""Steps until it is measured again."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
 MOST_TRIES = 8
@@ -72,6 +84,10 @@ class DraftDecisions:
         self._num_steps = 0
         """Since the last decision."""
         self._all_steps = 0
+        self._plain_step = -1
+        """The last step that was to go without drafts, so that it can be measured."""
+        self._plain_due = LEAST_PLAIN_EVERY
+        """When the next one is to."""
         self._waves: dict[Regime, WaveChoice] = {}
         self._drafting: set[Regime] = set()
         """Regimes that drafted when last decided."""
@@ -98,12 +114,16 @@ class DraftDecisions:
         self._given_up.pop(session.session_id, None)
         self._forget()
 
-    def step_done(self, learned: bool) -> None:
-        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once."""
+    def step_done(self, learned: bool, step_ms: float, expected_ms: float) -> None:
+        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. A plain step that
+        was not as expected is soon measured again: one of them is not believed yet."""
         self._num_steps += 1
         self._all_steps += 1
         idle = all(limits.skips for limits in self._decided.values())
-        if learned or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
+        was_measured = self._plain_step == self._all_steps - 1
+        if was_measured and abs(step_ms - expected_ms) > PLAIN_SURPRISE * expected_ms:
+            self._plain_due = self._all_steps + PLAIN_AGAIN
+        if learned or was_measured or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
             self._forget()
 
     def limits(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
@@ -120,6 +140,11 @@ class DraftDecisions:
             self._exploring[session.session_id] = regime
             return self._explored_with[regime]
         return limits
+
+    @property
+    def measures_plain(self) -> bool:
+        """True while the step in hand is left plain to be measured, though drafts pay."""
+        return self._plain_step == self._all_steps
 
     def explores(self, session_id: SessionId) -> bool:
         """True while the session's round in hand is one to find out."""
@@ -173,10 +198,21 @@ class DraftDecisions:
     def _limits_of(self, regime: Regime, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         if regime not in self._decided:
             self._waves.pop(regime, None)
-            self._decided[regime] = self._decide(regime, costs, sharing)
-            (self._drafting.discard if self._decided[regime].skips else self._drafting.add)(regime)
-            self._economy.decided(regime, self._decided[regime], self._waves.get(regime))
+            limits = self._decide(regime, costs, sharing)
+            (self._drafting.discard if limits.skips else self._drafting.add)(regime)
+            self._economy.decided(regime, limits, self._waves.get(regime))
+            self._decided[regime] = SKIP if self._economy.planned and self._is_plain_due(regime, limits) else limits
         return self._decided[regime]
+
+    def _is_plain_due(self, regime: Regime, limits: DraftLimits) -> bool:
+        """Whether the coming step is to go without drafts, those of the other regimes too."""
+        gain = self._gains.get(regime)
+        if limits.skips or gain is None or self._economy.paying.state(regime) is PayState.PROBING:
+            self._plain_due = self._all_steps + LEAST_PLAIN_EVERY
+        elif self._all_steps >= self._plain_due:
+            pause = max(LEAST_PLAIN_EVERY, round((1.0 - 1.0 / gain) / PLAIN_LOSS))
+            self._plain_step, self._plain_due = self._all_steps, self._all_steps + pause
+        return self.measures_plain
 
     def _decide(self, regime: Regime, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         economy, most = self._economy, self._economy.limits[regime[0]]

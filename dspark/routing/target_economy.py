@@ -5,6 +5,7 @@ candidates to verify, whether to wait for drafts in flight. What the router know
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.routing.rounds import InFlight, Verified, Waiting
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.correction import origins_of
-from dspark.scheduling.costs import Floats, RoundCosts
+from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.scheduling.forest import Forest
@@ -32,7 +33,7 @@ KEPT_GAIN = 0.05
 LEARN_ROUNDS = 16
 """Rounds of sessions that are learned from together: sixteen cost little more than one. The first drafts are learned from at once."""
 TABLE_STEPS = 4
-"""Steps that the table of costs stands: making it takes longer than reading it, and it changes slowly."""
+"""Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 
 
 class TargetEconomy:
@@ -52,7 +53,7 @@ class TargetEconomy:
         """Length of each session's context at its last draft."""
         self._decisions = DraftDecisions(economy, self._mean_news, self._promised_speeds)
         self._to_learn: list[Verified] = []
-        self._table: Floats | None = None
+        self._plain_costs: RoundCosts | None = None
         self._table_steps = 0
         self._mean_kept = 0.0
         """Candidates verified per session and round."""
@@ -74,7 +75,7 @@ class TargetEconomy:
             self._promised[session.session_id] = session
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] += 1
-        self._table = None
+        self._plain_costs = None
         self._decisions.enter()
 
     def leave(self, session: Session) -> None:
@@ -86,7 +87,7 @@ class TargetEconomy:
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] -= 1
             self._regimes += Counter()  # without those that have no session left
-        self._table = None
+        self._plain_costs = None
         self._decisions.leave(session)
 
     def _regime_of(self, session: Session) -> Regime | None:
@@ -94,13 +95,13 @@ class TargetEconomy:
 
     def costs(self, draft_ms: float = 0.0) -> RoundCosts | None:
         """Of a round at the sessions' present length; None while nothing is known of the target."""
-        if self._table is None:
+        if self._plain_costs is None:
             lengths = [session.base_length for session in self._sessions.values()]
-            self._table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0, max(1, len(lengths)))
-            self._table_steps = 0
-        if self._table is None:
-            return None
-        return RoundCosts(self._table, self.curve.round_overhead_ms, draft_ms)
+            table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0, max(1, len(lengths)))
+            if table is None:
+                return None
+            self._plain_costs, self._table_steps = RoundCosts(table, self.curve.round_overhead_ms), 0
+        return self._plain_costs if draft_ms == 0 else replace(self._plain_costs, draft_ms=draft_ms)
 
     def will_draft(self, session: Session) -> bool:
         """Asked when an entered session begins: False where nothing is to be drafted for it soon."""
@@ -257,14 +258,16 @@ class TargetEconomy:
         """A step with its verdicts; `round_ms` from submit to report."""
         if not verified:
             return
+        costs = self.costs()
+        expected_ms = costs.step_of(rows) if costs is not None else verify_ms
         self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1
         if self._table_steps >= TABLE_STEPS:
-            self._table = None
-        self._decisions.step_done(learned=self._learn_when_due(verified))
+            self._plain_costs = None
+        self._decisions.step_done(self._learn_when_due(verified), verify_ms, expected_ms)
 
     def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
         """Of every regime here: what explored rounds lost, or that a round passed without drafts."""

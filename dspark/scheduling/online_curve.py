@@ -89,8 +89,8 @@ class _Corrections:
         self._octaves: Floats = octaves  # [M]
         self._sums = np.zeros(len(octaves))  # [M]
         self._weights = np.zeros(len(octaves))  # [M]
-        self._session_ms = _DecayedMean(SESSION_DECAY)
-        """Added to a step by each of its sessions."""
+        self._added = (0.0, 0.0)
+        """Of late steps, older ones faded: ms beyond the profile, and the sessions that share the blame."""
         self._overall = _DecayedMean(OWN_DECAY)
         self._log_ratios = np.zeros(len(octaves))  # [M]
 
@@ -100,7 +100,7 @@ class _Corrections:
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
         expected_ms = (profiled_ms + sessions * self._added_ms) * math.exp(float(self._log_ratios[nearest]))
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
-        self._session_ms.add((seen_ms - profiled_ms) / sessions)
+        self._add(seen_ms - profiled_ms, sessions)
         log_ratio = math.log(seen_ms / (profiled_ms + sessions * self._added_ms))
         self._sums *= STEP_DECAY
         self._weights *= STEP_DECAY
@@ -117,10 +117,15 @@ class _Corrections:
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
+    def _add(self, added_ms: float, num_sessions: int) -> None:
+        """A sum over a sum: a step of one session that carries the prompts of many says little of what one adds."""
+        before_ms, before = self._added if self._added[1] else (0.0, PRIOR_WEIGHT * num_sessions)
+        self._added = (SESSION_DECAY * before_ms + added_ms, SESSION_DECAY * before + num_sessions)
+
     @property
     def _added_ms(self) -> float:
         """By each session. A target that is faster than it was when it was profiled is so by a factor."""
-        return max(0.0, self._session_ms.mean_over(0.0))
+        return max(0.0, self._added[0] / max(1.0, self._added[1]))
 
     def _contexts(self, context_tokens: float, num_sessions: int | None) -> float | Floats:
         return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)

@@ -22,7 +22,7 @@ FLAT, STEEP = (10.0, 0.0), (0.0, 10.0)
 
 
 def curve_of(base_ms: float, row_ms: float) -> ThroughputCurve:
-    rows = np.asarray([1, MAX_ROWS])
+    rows = 2 ** np.arange(MAX_ROWS.bit_length())  # 1 to MAX_ROWS: what is learned of one need not hold for all
     return ThroughputCurve(rows, np.asarray([0]), base_ms + row_ms * rows[None, :].astype(np.float64))
 
 
@@ -52,11 +52,13 @@ class Books:
         return session
 
     def decided(self, session: Session) -> DraftLimits:
-        """The decision itself, without what is drafted to explore."""
+        """The decision itself, without what is drafted to explore and after a step that is left plain to be measured."""
         regime = regime_of(session)
         assert regime is not None
         self.target.draft_limits(session)
-        return self.target._decisions._limits_of(regime, self.target.costs(), self.target.num_sessions)
+        if self.target._decisions.measures_plain:
+            self.plain_steps(session, 1)
+        return self.target._decisions._limits_of(regime, self.target.costs(), self.target._sharing(session.drafter))
 
     def drafts_cost(self, draft_ms: float) -> None:
         for sessions in (1, 2, 3, 4):

@@ -255,8 +255,9 @@ class DraftDecisions:
         draft_ms = self._economy.draft_ms(regime[0], sharing.num_drafting)
         if draft_ms is None:
             return None
-        gains = self._economy.profiles[regime[0]].gains(*regime)
-        return DraftOutlook(sharing.num_sessions, sharing.num_drafting, gains, draft_ms, costs, self._economy.limits[regime[0]])
+        economy, name = self._economy, regime[0]
+        gains, most = economy.profiles[name].gains(*regime), economy.limits[name]
+        return DraftOutlook(sharing.num_sessions, sharing.num_drafting, gains, draft_ms, costs, most, economy.side_node_ms(name))
 
     def _in_the_better_way(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
         """All sessions together, or in two halves with the drafts of one hidden behind the verification of the other."""

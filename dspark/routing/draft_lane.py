@@ -14,7 +14,7 @@ from dspark.types import SessionId
 
 REMEMBERED_WAYS = 64
 """Calls; the shortest way to the drafter and back among them is taken for the way itself."""
-OnDraftCost = Callable[[int, int, float, int], None]
+OnDraftCost = Callable[[int, int, float, int, int], None]
 
 
 def error_of(failure: SessionFailure) -> DSparkError:
@@ -28,8 +28,8 @@ class DraftLane:
     """All drafts that one router wants of one draft replica."""
 
     def __init__(self, drafter: Drafter, observer: DraftObserver, on_cost: OnDraftCost = lambda *_: None) -> None:
-        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, and how many tokens or hidden states of
-        context the drafter was given.
+        """`on_cost` is told of every call that drafted: sessions, depth, what it cost in ms, how many tokens or hidden states of context
+        the drafter was given, and how many candidates beyond chains of each session's depth it was asked for.
 
         What it cost is what the drafter says, and what the way there and back adds at the least: the rest of the router's wait is a place
         behind other work, a step of the target in the same process above all, and says nothing of the next call.
@@ -52,12 +52,13 @@ class DraftLane:
         clock = asyncio.get_running_loop().time
         started = clock()
         report = await self.drafter.draft(requests)
-        drafting = [request.max_depth for request in requests if request.max_depth > 0]
+        drafting = [request for request in requests if request.max_depth > 0]
         if drafting and not report.failures:
             waited_ms = (clock() - started) * 1e3
             self._ways_ms.append(max(0.0, waited_ms - report.draft_ms))
             cost_ms = report.draft_ms + min(*self._ways_ms, report.draft_ms) if report.draft_ms > 0 else waited_ms
-            self._on_cost(len(drafting), max(drafting), cost_ms, sum(map(_num_news, requests)))
+            depth = max(request.max_depth for request in drafting)
+            self._on_cost(len(drafting), depth, cost_ms, sum(map(_num_news, requests)), sum(map(_num_side_nodes, drafting)))
         self._observer.draft_done(report)
         answers: dict[SessionId, DraftResult | Exception] = {result.session_id: result for result in report.results}
         answers.update({failure.session_id: error_of(failure) for failure in report.failures})
@@ -67,3 +68,7 @@ class DraftLane:
 
 def _num_news(request: DraftRequest) -> int:
     return len(request.new_token_ids) if request.features is None else len(request.features.values)
+
+
+def _num_side_nodes(request: DraftRequest) -> int:
+    return max(0, request.max_nodes - request.max_depth)

@@ -108,9 +108,11 @@ class Economy:
         """What was decided last."""
         self._waves: dict[str, WaveChoice] = {}
 
-    def draft_done(self, drafter: str, num_sessions: int, depth: int, draft_ms: float, news: int | None = None) -> None:
-        """One call of a drafter, as long as the router waited for it; `news`: tokens of context that it was given, None: the usual."""
-        self.draft_costs[drafter].observe(num_sessions, depth, draft_ms, news)
+    def draft_done(
+        self, drafter: str, num_sessions: int, depth: int, draft_ms: float, news: int | None = None, side_nodes: int = 0
+    ) -> None:
+        """One call of a drafter, as long as the router waited for it; `news` and `side_nodes` as in DraftCost."""
+        self.draft_costs[drafter].observe(num_sessions, depth, draft_ms, news, side_nodes)
 
     def draft_ms(self, drafter: str, num_sessions: int) -> Floats | None:  # [D + 1]
         """Expected time of a call by depth, with what the router adds to it; 0 at depth 0, which makes none. None before the first call."""
@@ -125,6 +127,12 @@ class Economy:
         cost = self.draft_costs[drafter]
         with_news, usual = cost.ms(1, 1, USUAL_NEWS + num_news), cost.ms(1, 1)
         return 0.0 if with_news is None or usual is None else with_news - usual
+
+    def side_node_ms(self, drafter: str) -> float:
+        """What a call takes longer for each candidate beyond chains."""
+        cost = self.draft_costs[drafter]
+        with_one, without = cost.ms(1, 1, side_nodes=1.0), cost.ms(1, 1)
+        return 0.0 if with_one is None or without is None else with_one - without
 
     def round_took(self, drafter: str, round_ms: float, expected_ms: float) -> None:
         """A drafted round of a session that was alone on its target."""

@@ -1,9 +1,10 @@
-"""What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth + e news, none
-negative.
+"""What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth + e news
++ f side nodes, none negative.
 
 Exponentially forgetful least squares, pure, no clock. The terms are those of real drafters: a call's fixed cost, what each session
-adds, one forward after the other for each position, the rows of those forwards, and the context that is news to the drafter: a
-session's first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next costs.
+adds, one forward after the other for each position, the rows of those forwards, the context that is news to the drafter (a session's
+first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next costs), and the
+candidates that make a tree of a chain of the same depth.
 """
 
 import math
@@ -25,7 +26,7 @@ REFIT_AFTER = 8
 """Calls."""
 FITTED_AT_ONCE = 16
 """The first so many calls are fitted one by one: those that a replica tells of when it starts, and some of the real ones."""
-NUM_TERMS = 5
+NUM_TERMS = 6
 USUAL_NEWS = 3.0
 """Tokens of news per session of a call that follows the one before."""
 
@@ -60,31 +61,31 @@ class DraftCost:
         """Seen so far."""
         return self._num_calls
 
-    def observe(self, sessions: int, depth: float, draft_ms: float, news: float | None = None) -> None:
-        """One DraftReport: how many sessions it answered, how deep (or how many nodes, but always the same of the two) was asked for, and
-        how many tokens or hidden states of context it was given; None: as many as usual."""
+    def observe(self, sessions: int, depth: float, draft_ms: float, news: float | None = None, side_nodes: float = 0.0) -> None:
+        """One DraftReport: how many sessions it answered, how deep was asked for, how many tokens or hidden states of context it was given
+        (None: as many as usual), and for how many candidates beyond chains of that depth, of all sessions, there was room."""
         if sessions < 1 or not 0.0 <= depth < math.inf or not 0.0 < draft_ms < math.inf:
             return
-        expected = self.ms(sessions, depth, news) if self._num_calls >= CALLS_BEFORE_DOUBT else None
+        expected = self.ms(sessions, depth, news, side_nodes) if self._num_calls >= CALLS_BEFORE_DOUBT else None
         seen = draft_ms if not expected else min(draft_ms, MAX_SURPRISE * expected)
-        terms = _terms(sessions, depth, news)
+        terms = _terms(sessions, depth, news, side_nodes)
         self._products = DECAY * self._products + np.outer(terms, terms)
         self._projections = DECAY * self._projections + seen * terms
         self._num_calls += 1
         self.most_sessions = max(self.most_sessions, sessions)
 
-    def ms(self, sessions: int, depth: float, news: float | None = None) -> float | None:
-        """What a call for so many sessions is expected to take; None until one was seen. `news` as in `observe`."""
+    def ms(self, sessions: int, depth: float, news: float | None = None, side_nodes: float = 0.0) -> float | None:
+        """What a call for so many sessions is expected to take; None until one was seen. `news` and `side_nodes` as in `observe`."""
         if self._num_calls == 0:
             return None
         if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, FITTED_AT_ONCE):
             self._weights = _non_negative_fit(self._products, self._projections)
             self._num_fitted = self._num_calls
-        return float(_terms(sessions, depth, news) @ self._weights)
+        return float(_terms(sessions, depth, news, side_nodes) @ self._weights)
 
 
-def _terms(sessions: int, depth: float, news: float | None) -> Floats:
-    return np.asarray([1.0, sessions, depth, sessions * depth, USUAL_NEWS * sessions if news is None else news])
+def _terms(sessions: int, depth: float, news: float | None, side_nodes: float) -> Floats:
+    return np.asarray([1.0, sessions, depth, sessions * depth, USUAL_NEWS * sessions if news is None else news, side_nodes])
 
 
 def _non_negative_fit(products: Floats, projections: Floats) -> Floats:

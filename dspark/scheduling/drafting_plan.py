@@ -4,7 +4,7 @@ Drafting that will not be verified is waste, and so is drafting that costs more 
 share the round, K of which are drafted for, gains[d, n] accepted tokens expected of a session that is drafted to depth d and gets
 its best n candidates verified, the round's rate is
 
-    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d])
+    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d] + K (SPREAD n - d) side_node_ms)
 
 and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
 (no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
@@ -59,6 +59,8 @@ class DraftOutlook:
     """Of the target; its own draft_ms is not read."""
     most: DraftLimits
     """What the configuration allows: depth D, N nodes."""
+    side_node_ms: float = 0.0
+    """What a call takes longer for each candidate beyond a chain of its session's depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,5 +117,8 @@ def _rates_and_tau(outlook: DraftOutlook) -> tuple[Floats, Floats]:  # 2 x [D + 
     high = np.minimum(low + 1, most_nodes)
     gains = outlook.gains[:, low] + (per_session - low) * (outlook.gains[:, high] - outlook.gains[:, low])
     steps_ms = costs.steps_ms(num_sessions, num_sessions + budget)
-    rounds_ms = steps_ms[np.newaxis, :] + costs.fixed_ms + outlook.draft_ms[:, np.newaxis]
+    drafted = np.minimum(outlook.most.max_nodes, SPREAD * per_session)
+    side_nodes = num_drafting * np.maximum(0.0, drafted - np.arange(len(gains))[:, np.newaxis])  # [D + 1, B + 1]
+    side_nodes[0] = 0.0  # where nothing is drafted
+    rounds_ms = steps_ms + costs.fixed_ms + outlook.draft_ms[:, np.newaxis] + outlook.side_node_ms * side_nodes
     return np.asarray(1e3 * (num_sessions + num_drafting * gains) / rounds_ms), 1.0 + gains

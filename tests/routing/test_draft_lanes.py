@@ -60,15 +60,15 @@ async def test_a_dropped_draft_lane_tells_those_who_wait_that_the_drafter_is_gon
             await task
 
 
-async def test_what_a_call_cost_is_told_with_the_context_that_was_news_to_the_drafter() -> None:
-    told: list[tuple[int, int, int]] = []
+async def test_what_a_call_cost_is_told_with_the_context_that_was_news_and_the_candidates_beyond_chains() -> None:
+    told: list[tuple[int, int, int, int]] = []
     drafter = FakeDrafter(ToyLaw().guess)
-    lane = DraftLane(drafter, CountingObserver(), lambda sessions, depth, draft_ms, news: told.append((sessions, depth, news)))
+    lane = DraftLane(drafter, CountingObserver(), lambda sessions, depth, _, *rest: told.append((sessions, depth, *rest)))
     for name in "ab":
         drafter.open(session_named(name).opening())
-    requests = [DraftRequest(SessionId("a"), 5, (7, 8), 2, 2), DraftRequest(SessionId("b"), 4, (9,), 1, 1)]
+    requests = [DraftRequest(SessionId("a"), 5, (7, 8), 2, 5), DraftRequest(SessionId("b"), 4, (9,), 1, 1)]
     await asyncio.gather(*(lane.draft(request) for request in requests))
-    assert told == [(2, 2, 3)]
+    assert told == [(2, 2, 3, 3)]
 
 
 def test_a_drafter_that_fails_round_after_round_is_told_once_at_length_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +84,7 @@ def test_a_drafter_that_fails_round_after_round_is_told_once_at_length_and_then_
 
 async def test_what_a_replica_says_of_its_calls_is_told_once() -> None:
     """Real calls are seen afterwards, and say more."""
-    costs: list[tuple[int, int, float, int]] = []
+    costs: list[tuple[int, int, float, int, int]] = []
     pool = FakePool(FakeDrafter(ToyLaw().guess))
     lanes = DraftLanes(CountingObserver(), lambda *cost: costs.append(cost))
     for _ in range(2):
@@ -92,4 +92,4 @@ async def test_what_a_replica_says_of_its_calls_is_told_once() -> None:
         lease.calls = (DraftCall(4, 2, 1.5, 12),)
         lanes.enter(lease)
         await lanes.leave(lease)
-    assert costs == [(4, 2, 1.5, 12)]
+    assert costs == [(4, 2, 1.5, 12, 0)]

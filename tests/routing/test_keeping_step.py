@@ -116,7 +116,7 @@ class SlowDrafter:
 
 async def test_a_place_behind_other_work_is_not_what_a_draft_costs() -> None:
     costs: list[float] = []
-    lane = DraftLane(SlowDrafter(), CountingObserver(), lambda sessions, depth, cost_ms, news: costs.append(cost_ms))
+    lane = DraftLane(SlowDrafter(), CountingObserver(), lambda sessions, depth, cost_ms, *_: costs.append(cost_ms))
     await lane.draft(DraftRequest(SessionId("a"), 2, (1, 2), max_depth=3, max_nodes=3))
     await lane.stop()
     assert costs == [4.0], "the way there and back is taken for no longer than the draft, until a shorter one was seen"

@@ -1,5 +1,7 @@
 """How much to draft: as deep as pays, never when plain decoding is as fast, and always within what is configured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,15 @@ def test_what_will_not_be_verified_is_not_drafted() -> None:
     quiet = best_draft(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5)).limits
     busy = best_draft(outlook([0.8, 0.6, 0.5, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4], row_ms=0.5, sessions=16, max_rows=512)).limits
     assert quiet.max_nodes > busy.max_nodes > 0
+
+
+def test_a_tree_that_costs_more_to_draft_than_its_side_nodes_bring_is_no_tree() -> None:
+    """Candidates beyond a chain of four bring a tenth of a token each, of a round of 11 ms."""
+    gains = chain_gains([0.9] * 4, MOST.max_nodes)
+    gains[4, 5:] += 0.1 * np.arange(1, 5)
+    free = replace(outlook([0.9] * 4, [0.0] * 5), gains=gains)
+    assert best_draft(free).limits.max_nodes == 8
+    assert best_draft(replace(free, side_node_ms=1.0)).limits.max_nodes < 8
 
 
 @pytest.mark.parametrize("sessions", [64, 65, 100])

@@ -156,7 +156,7 @@ class BatchVerifier:
         """Own the slots of the step, if need be by preempting others; False leaves the session waiting, and everyone else as they were."""
         pool = self._model.pool
         wanted = pool.blocks_for(session.num_cached + rows) - len(session.table.blocks)
-        victims = self._victims(session, {s.session_id for s, _ in chosen})
+        victims = [] if wanted <= pool.num_free else self._victims(session, {s.session_id for s, _ in chosen})
         if pool.num_free + sum(len(victim.table.blocks) for victim in victims) < wanted:
             if pool.blocks_for(session.num_cached + rows) > pool.num_blocks:
                 self._fail(session, OutOfBlocks("the session needs more KV blocks than this target has"))

@@ -38,6 +38,8 @@ PLAIN_SURPRISE = 0.1
 """Of the expected time, by which such a step is not as expected."""
 PLAIN_AGAIN = 4
 """Steps until it is measured again."""
+MOST_SURPRISES = 8
+"""In a row, until it is left at that."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
 MOST_TRIES = 8
@@ -85,9 +87,11 @@ class DraftDecisions:
         """Since the last decision."""
         self._all_steps = 0
         self._plain_step = -1
-        """The last step that was to go without drafts, so that it can be measured."""
+        """The last step before which nobody was to draft, so that it can be measured."""
         self._plain_due = LEAST_PLAIN_EVERY
         """When the next one is to."""
+        self._num_surprises = 0
+        """Of them in a row."""
         self._waves: dict[Regime, WaveChoice] = {}
         self._drafting: set[Regime] = set()
         """Regimes that drafted when last decided."""
@@ -114,20 +118,36 @@ class DraftDecisions:
         self._given_up.pop(session.session_id, None)
         self._forget()
 
-    def step_done(self, learned: bool, step_ms: float, expected_ms: float) -> None:
-        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. A plain step that
-        was not as expected is soon measured again: one of them is not believed yet."""
+    def step_done(self, learned: bool, plain_surprise: float | None = None) -> None:
+        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. `plain_surprise`: if it
+        was a plain step of all sessions, how far it was from what was expected of it, as a share of that; None: it was no such step."""
         self._num_steps += 1
         self._all_steps += 1
+        was_measured = plain_surprise is not None and self._plain_step == self._all_steps - 1
+        if plain_surprise is not None:
+            self._plain_due = self._all_steps + (self._steps_until_plain(plain_surprise) if was_measured else LEAST_PLAIN_EVERY)
+        if self._drafting and self._all_steps >= self._plain_due and self._economy.planned and not self._is_probing():
+            self._plain_step, self._plain_due = self._all_steps, self._all_steps + LEAST_PLAIN_EVERY
         idle = all(limits.skips for limits in self._decided.values())
-        was_measured = self._plain_step == self._all_steps - 1
-        if was_measured and abs(step_ms - expected_ms) > PLAIN_SURPRISE * expected_ms:
-            self._plain_due = self._all_steps + PLAIN_AGAIN
         if learned or was_measured or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
             self._forget()
 
+    def _steps_until_plain(self, surprise: float) -> int:
+        """One measurement that was not as expected is not believed yet, so it is soon made again, a few times."""
+        self._num_surprises = self._num_surprises + 1 if surprise > PLAIN_SURPRISE else 0
+        if 0 < self._num_surprises <= MOST_SURPRISES:
+            return PLAIN_AGAIN
+        self._num_surprises = 0
+        gain = max((self._gains.get(regime, 1.0) for regime in self._drafting), default=1.0)
+        return max(LEAST_PLAIN_EVERY, round((1.0 - 1.0 / gain) / PLAIN_LOSS))
+
+    def _is_probing(self) -> bool:
+        return any(self._economy.paying.state(regime) is PayState.PROBING for regime in self._drafting)
+
     def limits(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         """For the session's coming round."""
+        if self.measures_plain:
+            return SKIP
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
         limits = self._limits_of(regime, costs, sharing)
@@ -143,7 +163,7 @@ class DraftDecisions:
 
     @property
     def measures_plain(self) -> bool:
-        """True while the step in hand is left plain to be measured, though drafts pay."""
+        """True for rounds that are left plain to be measured, though drafts pay."""
         return self._plain_step == self._all_steps
 
     def explores(self, session_id: SessionId) -> bool:
@@ -201,18 +221,8 @@ class DraftDecisions:
             limits = self._decide(regime, costs, sharing)
             (self._drafting.discard if limits.skips else self._drafting.add)(regime)
             self._economy.decided(regime, limits, self._waves.get(regime))
-            self._decided[regime] = SKIP if self._economy.planned and self._is_plain_due(regime, limits) else limits
+            self._decided[regime] = limits
         return self._decided[regime]
-
-    def _is_plain_due(self, regime: Regime, limits: DraftLimits) -> bool:
-        """Whether the coming step is to go without drafts, those of the other regimes too."""
-        gain = self._gains.get(regime)
-        if limits.skips or gain is None or self._economy.paying.state(regime) is PayState.PROBING:
-            self._plain_due = self._all_steps + LEAST_PLAIN_EVERY
-        elif self._all_steps >= self._plain_due:
-            pause = max(LEAST_PLAIN_EVERY, round((1.0 - 1.0 / gain) / PLAIN_LOSS))
-            self._plain_step, self._plain_due = self._all_steps, self._all_steps + pause
-        return self.measures_plain
 
     def _decide(self, regime: Regime, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         economy, most = self._economy, self._economy.limits[regime[0]]
@@ -268,8 +278,11 @@ class DraftDecisions:
         half, half_drafting = (num_sessions + 1) // 2, (outlook.num_drafting + 1) // 2
         draft_ms = self._economy.draft_ms(regime[0], half_drafting)
         assert draft_ms is not None, "it was known for all together"
-        visible_ms = visible_draft_ms(draft_ms, outlook.costs.step_of(num_sessions - half), self._economy.overlap)
-        by_halves = best_draft(replace(outlook, num_sessions=half, num_drafting=half_drafting, draft_ms=visible_ms))
+        overlap, costs = self._economy.overlap, outlook.costs.of_sessions(half)
+        visible_ms = visible_draft_ms(draft_ms, costs.step_of(num_sessions - half), overlap)
+        side_node_ms = (1.0 - overlap) * outlook.side_node_ms
+        of_half = replace(outlook, num_sessions=half, num_drafting=half_drafting, draft_ms=visible_ms)
+        by_halves = best_draft(replace(of_half, costs=costs, side_node_ms=side_node_ms))
         if by_halves.limits.skips:
             return together.limits
         one, two = (self._wave_costs(choice, outlook, draft_ms) for choice in (together, by_halves))
@@ -282,7 +295,10 @@ class DraftDecisions:
     def _wave_costs(self, choice: DraftChoice, outlook: DraftOutlook, half_draft_ms: Floats) -> WaveCosts:
         num_sessions, depth = outlook.num_sessions, choice.limits.max_depth
         share = outlook.num_drafting / num_sessions  # means are over all sessions, also those that have no drafts
-        by_sessions = by_whole_and_half(num_sessions, float(outlook.draft_ms[depth]), float(half_draft_ms[depth]))
+        side_ms = outlook.side_node_ms * choice.limits.num_side_nodes  # of one session
+        whole_ms = float(outlook.draft_ms[depth]) + outlook.num_drafting * side_ms
+        half_ms = float(half_draft_ms[depth]) + (outlook.num_drafting + 1) // 2 * side_ms
+        by_sessions = by_whole_and_half(num_sessions, whole_ms, half_ms)
         nodes, tau = share * choice.nodes_per_session, 1.0 + share * (choice.tau - 1.0)
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 
@@ -290,5 +306,6 @@ class DraftDecisions:
 def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:
     """What one session loses by this draft if it brings what is most expected, in plain rounds; 0 where it loses nothing."""
     costs, depth, nodes = outlook.costs, choice.limits.max_depth, round(choice.nodes_per_session)
-    round_ms = costs.round_of(outlook.num_sessions + nodes) + float(outlook.draft_ms[depth])
+    side_ms = outlook.side_node_ms * outlook.num_drafting * choice.limits.num_side_nodes
+    round_ms = costs.round_of(outlook.num_sessions + nodes) + float(outlook.draft_ms[depth]) + side_ms
     return max(0.0, round_ms / costs.round_of(outlook.num_sessions) - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)

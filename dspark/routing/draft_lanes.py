@@ -60,7 +60,7 @@ class DraftLanes:
             return  # real calls have been seen since
         self._told.add(lease.replica_id)
         for call in lease.calls:
-            self._on_cost(call.num_sessions, call.depth, call.draft_ms, call.num_news, 0)  # chains
+            self._on_cost(call.num_sessions, call.depth, call.draft_ms, call.num_news, 0)
 
     def of(self, lease: DrafterLease) -> DraftLane:
         """The lane of an entered lease."""

@@ -115,7 +115,8 @@ class Economy:
         self.draft_costs[drafter].observe(num_sessions, depth, draft_ms, news, side_nodes)
 
     def draft_ms(self, drafter: str, num_sessions: int) -> Floats | None:  # [D + 1]
-        """Expected time of a call by depth, with what the router adds to it; 0 at depth 0, which makes none. None before the first call."""
+        """Expected time of a call for chains by depth, with what the router adds to it; 0 at depth 0, which makes none. None before the
+        first call."""
         cost = self.draft_costs[drafter]
         depths = range(1, self.limits[drafter].max_depth + 1)
         times = [cost.ms(num_sessions, depth) for depth in depths]
@@ -128,8 +129,12 @@ class Economy:
         with_news, usual = cost.ms(1, 1, USUAL_NEWS + num_news), cost.ms(1, 1)
         return 0.0 if with_news is None or usual is None else with_news - usual
 
+    def side_ms(self, drafter: str, num_side_nodes: int) -> float:
+        """What a call takes longer for so many candidates beyond chains, of all its sessions."""
+        return num_side_nodes * self.side_node_ms(drafter)
+
     def side_node_ms(self, drafter: str) -> float:
-        """What a call takes longer for each candidate beyond chains."""
+        """The same for one."""
         cost = self.draft_costs[drafter]
         with_one, without = cost.ms(1, 1, side_nodes=1.0), cost.ms(1, 1)
         return 0.0 if with_one is None or without is None else with_one - without

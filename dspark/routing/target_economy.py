@@ -100,7 +100,9 @@ class TargetEconomy:
             table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0, max(1, len(lengths)))
             if table is None:
                 return None
-            self._plain_costs, self._table_steps = RoundCosts(table, self.curve.round_overhead_ms), 0
+            overhead_ms, num_sessions = self.curve.round_overhead_ms, max(1, len(lengths))
+            self._plain_costs = RoundCosts(table, overhead_ms, num_sessions=num_sessions, session_ms=self.curve.session_ms)
+            self._table_steps = 0
         return self._plain_costs if draft_ms == 0 else replace(self._plain_costs, draft_ms=draft_ms)
 
     def will_draft(self, session: Session) -> bool:
@@ -142,23 +144,25 @@ class TargetEconomy:
         forest = Forest.of({w.session.session_id: w.need for w in waiting}, self._corrected_scores(waiting))
         if not self._economy.planned:
             return plan(forest, self._max_rows)
-        return plan(forest, self._max_rows, self.costs(self._draft_ms(waiting, forest.depth)), others_ms=self._others_ms(len(waiting)))
+        costs = self.costs(self._draft_ms(waiting, forest.depth))
+        return plan(forest, self._max_rows, costs and costs.of_sessions(len(waiting)), others_ms=self._others_ms(len(waiting)))
 
     def _others_ms(self, num_waiting: int) -> float:
         """The step of those who do not go now; 0 where all go together."""
         costs, num_others = self.costs(), self.num_sessions - num_waiting
         if costs is None or num_others <= 0 or self.most_to_fire() is None:
             return 0.0
-        return costs.round_of(min(costs.max_rows, num_others * (1.0 + self._mean_kept)))
+        return costs.of_sessions(num_others).round_of(min(costs.max_rows, num_others * (1.0 + self._mean_kept)))
 
     def _draft_ms(self, waiting: Sequence[Waiting], depth: int) -> float:
         """What the drafts of this step cost: expected, since how long each session waited for its own is mostly the step before."""
         drafted = [w for w in waiting if len(w.tree)]
         name = drafted[0].session.drafter
         expected = None if name is None else self._economy.draft_ms(name, len(drafted))
-        if expected is None:
+        if name is None or expected is None:
             return float(np.mean([w.draft_ms for w in drafted]))
-        return float(expected[min(len(expected) - 1, depth)])
+        side_nodes = sum(max(0, len(w.tree) - depth) for w in drafted)
+        return float(expected[min(len(expected) - 1, depth)]) + self._economy.side_ms(name, side_nodes)
 
     def plain_step_ms(self, num_reading: int = 0, prompt_rows: int = 0) -> float:
         """What a step takes in which all sessions decode plainly but `num_reading`, of whose prompts it has so many rows; 0: not known."""
@@ -251,23 +255,31 @@ class TargetEconomy:
             return
         expected = self._economy.draft_ms(session.drafter, 1)
         if expected is not None:
-            expected_ms = float(expected[min(limits.max_depth, len(expected) - 1)]) + costs.round_of(1 + num_selected)
+            draft_ms = float(expected[min(limits.max_depth, len(expected) - 1)])
+            draft_ms += self._economy.side_ms(session.drafter, limits.num_side_nodes)
+            expected_ms = draft_ms + costs.round_of(1 + num_selected)
             self._economy.round_took(session.drafter, round_ms, expected_ms)
 
     def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
         """A step with its verdicts; `round_ms` from submit to report."""
         if not verified:
             return
-        costs = self.costs()
-        expected_ms = costs.step_of(rows) if costs is not None else verify_ms
+        plain_surprise = self._plain_surprise(rows, verify_ms, verified)
         self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1
-        if self._table_steps >= TABLE_STEPS:
+        if self._table_steps >= TABLE_STEPS or self._decisions.measures_plain:
             self._plain_costs = None
-        self._decisions.step_done(self._learn_when_due(verified), verify_ms, expected_ms)
+        self._decisions.step_done(self._learn_when_due(verified), plain_surprise)
+
+    def _plain_surprise(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
+        """How far a step is from what was expected of it, as a share of that; None unless it was a plain one of all sessions."""
+        costs = self.costs()
+        if costs is None or not rows == len(verified) == self.num_sessions:
+            return None
+        return abs(verify_ms / costs.step_of(rows) - 1.0)
 
     def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
         """Of every regime here: what explored rounds lost, or that a round passed without drafts."""
@@ -300,9 +312,10 @@ class TargetEconomy:
         name = explored[0].session.drafter
         expected = None if name is None else self._economy.draft_ms(name, len(explored))
         draft_ms = max(one.draft_ms for one in explored)
-        if expected is not None:
+        if name is not None and expected is not None:
             depth = min(len(expected) - 1, max(one.limits.max_depth for one in explored))
-            draft_ms = min(draft_ms, float(expected[depth]) + told_ms)
+            side_ms = self._economy.side_ms(name, sum(one.limits.num_side_nodes for one in explored))
+            draft_ms = min(draft_ms, float(expected[depth]) + side_ms + told_ms)
         round_ms = draft_ms + costs.round_of(rows)
         won = sum(len(one.accepted) + one.promised for one in explored) / 2 / num_sessions
         return round_ms / costs.round_of(num_sessions) - 1.0 - won

@@ -1,6 +1,6 @@
 """What a round costs beyond its tokens: the target's step by rows, and what comes on top. Pure; no torch, no clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ Floats = NDArray[np.float64]
 
 NEAR_EQUAL = 1e-3
 """Rates that differ by less are the same: estimates are not better than that, and fewer rows leave room for others."""
+
+LEAST_LEFT = 0.1
+"""Of a step, whatever its sessions are said to add."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +24,10 @@ class RoundCosts:
     """Router, wire and whatever else every round pays, drafted or not."""
     draft_ms: float = 0.0
     """Drafting that this round pays for, already spent or still to be spent; what another round's verification hides is left out."""
+    num_sessions: int = 0
+    """That share the steps of step_ms."""
+    session_ms: float = 0.0
+    """What each of them adds to a step, whatever its rows."""
 
     def __post_init__(self) -> None:
         steps = self.step_ms[1:]
@@ -43,6 +50,14 @@ class RoundCosts:
         rows = np.arange(first_rows, last_rows + 1)
         known = self.step_ms[np.minimum(rows, self.max_rows)]
         return known * np.maximum(1.0, rows / self.max_rows)
+
+    def of_sessions(self, num_sessions: int) -> "RoundCosts":
+        """The same where only so many of the sessions share a step."""
+        missing = self.num_sessions - num_sessions
+        if missing <= 0 or self.session_ms == 0:
+            return self
+        step_ms = np.maximum(self.step_ms - missing * self.session_ms, LEAST_LEFT * self.step_ms)
+        return replace(self, step_ms=step_ms, num_sessions=num_sessions)
 
     def step_of(self, rows: float) -> float:
         """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up."""

@@ -4,7 +4,7 @@ Drafting that will not be verified is waste, and so is drafting that costs more 
 share the round, K of which are drafted for, gains[d, n] accepted tokens expected of a session that is drafted to depth d and gets
 its best n candidates verified, the round's rate is
 
-    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d] + K (SPREAD n - d) side_node_ms)
+    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d] + K max(0, min(N, SPREAD n) - d) side_node_ms)
 
 and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
 (no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
@@ -35,6 +35,11 @@ class DraftLimits:
     max_width: int
     """Children of one node."""
     max_nodes: int
+
+    @property
+    def num_side_nodes(self) -> int:
+        """Candidates beyond a chain of that depth."""
+        return max(0, self.max_nodes - self.max_depth)
 
     @property
     def skips(self) -> bool:

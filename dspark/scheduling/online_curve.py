@@ -23,6 +23,8 @@ OWN_DECAY = 0.95
 """Of a row count's evidence, with every step of about that size: it remembers about 20."""
 SESSION_DECAY = 0.98
 """Of what a session adds to a step, with every step."""
+MOST_SESSIONS_BEYOND = 2.0
+"""Of the sessions that late steps had: more of them are not taken to add more until they are seen."""
 MAX_SURPRISE = 1.5
 """A step counts as at most half as long again as was expected, or two thirds of it."""
 PRIOR_WEIGHT = 2.0
@@ -63,6 +65,11 @@ class OnlineCurve:
         self._overhead.observe(max(0.0, round_ms - verify_ms))
 
     @property
+    def session_ms(self) -> float:
+        """What each session adds to a step, as learned; part of `table`. 0 without a profile."""
+        return 0.0 if self._corrections is None else self._corrections.session_ms
+
+    @property
     def round_overhead_ms(self) -> float:
         """What a round costs beside the step: wire, queue, bookkeeping. 0 until a round was seen."""
         return self._overhead.mean
@@ -91,6 +98,8 @@ class _Corrections:
         self._weights = np.zeros(len(octaves))  # [M]
         self._added = (0.0, 0.0)
         """Of late steps, older ones faded: ms beyond the profile, and the sessions that share the blame."""
+        self._usual_sessions = _DecayedMean(SESSION_DECAY)
+        """Of late steps."""
         self._overall = _DecayedMean(OWN_DECAY)
         self._log_ratios = np.zeros(len(octaves))  # [M]
 
@@ -98,10 +107,11 @@ class _Corrections:
         profiled_ms = float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0])
         sessions = int(sessions_measured(rows)) if num_sessions is None else num_sessions
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
-        expected_ms = (profiled_ms + sessions * self._added_ms) * math.exp(float(self._log_ratios[nearest]))
+        added_ms = float(self._added_ms(sessions))
+        expected_ms = (profiled_ms + added_ms) * math.exp(float(self._log_ratios[nearest]))
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
         self._add(seen_ms - profiled_ms, sessions)
-        log_ratio = math.log(seen_ms / (profiled_ms + sessions * self._added_ms))
+        log_ratio = math.log(seen_ms / (profiled_ms + float(self._added_ms(sessions))))
         self._sums *= STEP_DECAY
         self._weights *= STEP_DECAY
         self._sums[nearest] = OWN_DECAY * self._sums[nearest] + log_ratio
@@ -113,7 +123,7 @@ class _Corrections:
         """[n] as in OnlineCurve. The stairs are the profile's."""
         sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
         profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
-        times = (profiled_ms + sessions * self._added_ms) * np.exp(self._log_ratios)
+        times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._log_ratios)
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
@@ -121,11 +131,18 @@ class _Corrections:
         """A sum over a sum: a step of one session that carries the prompts of many says little of what one adds."""
         before_ms, before = self._added if self._added[1] else (0.0, PRIOR_WEIGHT * num_sessions)
         self._added = (SESSION_DECAY * before_ms + added_ms, SESSION_DECAY * before + num_sessions)
+        self._usual_sessions.add(num_sessions)
 
     @property
-    def _added_ms(self) -> float:
-        """By each session. A target that is faster than it was when it was profiled is so by a factor."""
+    def session_ms(self) -> float:
+        """Added by each session. A target that is faster than it was when it was profiled is so by a factor."""
         return max(0.0, self._added[0] / max(1.0, self._added[1]))
+
+    def _added_ms(self, num_sessions: int | Ints) -> Floats:
+        """By so many together. Part of it may be of the step, not of sessions: what is not of late is not taken for more than twice what
+        was seen."""
+        most = MOST_SESSIONS_BEYOND * max(1.0, self._usual_sessions.mean_over(1.0))
+        return np.asarray(self.session_ms * np.minimum(num_sessions, most), np.float64)
 
     def _contexts(self, context_tokens: float, num_sessions: int | None) -> float | Floats:
         return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)

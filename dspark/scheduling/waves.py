@@ -46,7 +46,7 @@ class WaveCosts:
 
     def step_of(self, num_sessions: int) -> float:
         """t(s) in ms."""
-        return self.costs.step_of(num_sessions * (1.0 + self.nodes_per_session))
+        return self.costs.of_sessions(num_sessions).step_of(num_sessions * (1.0 + self.nodes_per_session))
 
     def draft_of(self, num_sessions: int) -> float:
         """d(s) in ms; beyond the table, several drafts one after the other."""

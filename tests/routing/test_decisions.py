@@ -67,6 +67,7 @@ def test_limits_are_decided_every_few_steps_and_apart_for_greedy_and_sampled_tex
         books.step(greedy, LIKELY, accepted=4)
         books.step(sampled, UNLIKELY)
     limits = books.decided(greedy)
+    books.target._decisions._plain_due += 10 * LEARNED  # no measurement in between
     assert not limits.skips
     assert books.target.draft_limits(other) is limits
     assert books.decided(sampled) == SKIP
@@ -127,6 +128,46 @@ def test_a_plain_step_now_and_then_tells_when_only_steps_with_candidates_have_be
     assert sum(lives(books, session, LIKELY, 1, 300, 5.0)) > 290
     books.shape = STEEP
     assert sum(lives(books, session, LIKELY, 1, 600, 5.0)[-200:]) < 100
+
+
+def test_sessions_that_never_go_together_are_not_measured_for_ever() -> None:
+    """Steps of a half take half of what all would: that is no surprise, and no measurement of a plain step of all."""
+    books = Books(FLAT)
+    sessions = [books.session(f"s{number}") for number in range(2)]
+    books.drafts_cost(1.0)
+    drafted = 0
+    for number in range(400):
+        books.shape = (5.0, 0.0)
+        session = sessions[number % 2]
+        limits = books.target.draft_limits(session)
+        drafted += not limits.skips
+        tree = CandidateTree.empty() if limits.skips else LIKELY
+        books.step(session, tree, 0 if limits.skips else 3, limits=limits)
+    assert drafted >= 400 * (1.0 - 2 / LEAST_PLAIN_EVERY)
+
+
+def test_one_session_that_does_not_draft_does_not_keep_plain_steps_from_being_measured() -> None:
+    books = Books(FLAT)
+    books.drafts_cost(1.0)
+    greedy, sampled = books.session("a"), books.session("b", greedy=False)
+    known(books, greedy, LIKELY, (4,))
+    plain = 0
+    for _ in range(400):
+        limits = books.target.draft_limits(greedy)
+        plain += limits.skips
+        books.target.draft_limits(sampled)
+        books.step(greedy, CandidateTree.empty() if limits.skips else LIKELY, 0 if limits.skips else 3, limits=limits)
+    assert 2 <= plain <= 400 / LEAST_PLAIN_EVERY + 1
+
+
+def test_a_session_that_enters_while_a_plain_step_is_measured_takes_its_place_at_a_drafter() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    lives(books, session, LIKELY, 3, 20, 1.0)
+    while not books.target._decisions.measures_plain:
+        lives(books, session, LIKELY, 3, 1, 1.0)
+    assert books.target.will_draft(books.session("b"))
+    assert books.target.draft_limits(session) == SKIP
 
 
 def test_a_slow_first_call_is_not_the_end_of_a_drafter_that_pays() -> None:

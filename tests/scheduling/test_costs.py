@@ -29,3 +29,12 @@ def test_the_first_of_the_near_best_is_found_wherever_the_best_is() -> None:
     assert fewest_near_best(np.asarray([1.0, 0.5, 2.0, 1.9])) == 2
     assert fewest_near_best(np.asarray([1.0, 2.0 * (1 - 0.5 * NEAR_EQUAL), 2.0])) == 1
     assert fewest_near_best(np.asarray([3.0])) == 0
+
+
+def test_a_step_of_fewer_sessions_lacks_what_the_others_add() -> None:
+    costs = RoundCosts(np.asarray([0.0, 21.0, 22.0, 23.0, 24.0]), num_sessions=4, session_ms=4.0)
+    assert costs.of_sessions(2).step_of(4) == pytest.approx(24.0 - 8.0)
+    assert costs.of_sessions(2).of_sessions(1).step_of(1) == pytest.approx(21.0 - 12.0)
+    assert costs.of_sessions(4) is costs
+    assert costs.of_sessions(9) is costs
+    assert RoundCosts(costs.step_ms, num_sessions=4, session_ms=100.0).of_sessions(1).step_of(1) > 0

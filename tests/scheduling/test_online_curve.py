@@ -205,3 +205,13 @@ def test_what_plain_steps_of_many_sessions_teach_holds_for_their_candidates() ->
     found = online.table(256, 300.0, 32)
     assert found is not None
     assert found[[32, 64, 128, 256]] == pytest.approx([step_ms(count, 32, 300) for count in (32, 64, 128, 256)], rel=0.01)
+
+
+def test_what_one_session_alone_taught_is_not_multiplied_by_many() -> None:
+    """Two ms in every step, however many share it: 64 sessions are not expected to add 128."""
+    online = OnlineCurve(PROFILE)
+    for _ in range(200):
+        online.observe(1, 64, profiled(1) + 2.0, 1)
+    found = online.table(64, 64, 64)
+    assert found is not None
+    assert found[64] < float(PROFILE.step_ms_of([64], PROFILE.contexts_of(64, 64))[0]) * 1.1 + 2 * 2.0

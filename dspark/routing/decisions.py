@@ -34,11 +34,11 @@ PLAIN_LOSS = 0.003
 known of late, the more so the less they seem to win."""
 LEAST_PLAIN_EVERY = 32
 """Steps from one of them to the next, at least."""
-PLAIN_SURPRISE = 0.1
+PLAIN_SURPRISE = 0.2
 """Of the expected time, by which such a step is not as expected."""
 PLAIN_AGAIN = 4
 """Steps until it is measured again."""
-MOST_SURPRISES = 8
+MOST_SURPRISES = 4
 """In a row, until it is left at that."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""

@@ -295,10 +295,7 @@ class DraftDecisions:
     def _wave_costs(self, choice: DraftChoice, outlook: DraftOutlook, half_draft_ms: Floats) -> WaveCosts:
         num_sessions, depth = outlook.num_sessions, choice.limits.max_depth
         share = outlook.num_drafting / num_sessions  # means are over all sessions, also those that have no drafts
-        side_ms = outlook.side_node_ms * choice.limits.num_side_nodes  # of one session
-        whole_ms = float(outlook.draft_ms[depth]) + outlook.num_drafting * side_ms
-        half_ms = float(half_draft_ms[depth]) + (outlook.num_drafting + 1) // 2 * side_ms
-        by_sessions = by_whole_and_half(num_sessions, whole_ms, half_ms)
+        by_sessions = by_whole_and_half(num_sessions, float(outlook.draft_ms[depth]), float(half_draft_ms[depth]))
         nodes, tau = share * choice.nodes_per_session, 1.0 + share * (choice.tau - 1.0)
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
 

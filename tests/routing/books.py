@@ -5,7 +5,8 @@ import numpy as np
 from dspark.config import DrafterConfig
 from dspark.routing.economy import Economy, regime_of
 from dspark.routing.rounds import Verified, Waiting
-from dspark.routing.target_economy import TargetEconomy
+from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, TargetEconomy
+from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits
 from dspark.session import Session
@@ -19,6 +20,8 @@ LIKELY = CandidateTree.chain([1, 2, 3, 4], SCORES)
 UNLIKELY = CandidateTree.chain([1, 2, 3, 4], [0.1, 0.04, 0.02, 0.01])
 FLAT, STEEP = (10.0, 0.0), (0.0, 10.0)
 """A step's (base_ms, row_ms): on a flat target candidates are free, on a steep one each costs as much as an anchor."""
+LEARNED = LEARN_ROUNDS * FIRST_DRAFTS // MAX_OBSERVED
+"""Rounds until drafts are well known."""
 
 
 def curve_of(base_ms: float, row_ms: float) -> ThroughputCurve:
@@ -88,3 +91,24 @@ class Books:
     def kept(self, *waiting: tuple[Session, CandidateTree]) -> list[list[int]]:
         plan = self.target.plan([Waiting(session, tree) for session, tree in waiting])
         return [plan.kept[session.session_id] for session, _ in waiting]
+
+
+def known(books: Books, session: Session, tree: CandidateTree, accepted: tuple[int, ...]) -> None:
+    """The session's drafts are learned until they are well known."""
+    for number in range(LEARNED):
+        books.step(session, tree, accepted[number % len(accepted)])
+
+
+def lives(books: Books, session: Session, tree: CandidateTree, accepted: int, rounds: int, draft_ms: float) -> list[bool]:
+    """Which of the session's rounds are drafted, when what is drafted comes true like this."""
+    drafted = []
+    for _ in range(rounds):
+        limits = books.target.draft_limits(session)
+        drafted.append(not limits.skips)
+        if limits.skips:
+            books.plain_steps(session, 1)
+        else:
+            books.economy.draft_done("default", 1, limits.max_depth, draft_ms)
+            kept = list(range(min(len(tree), limits.max_nodes)))
+            books.step(session, tree, min(accepted, len(kept)), kept, limits, draft_ms)
+    return drafted

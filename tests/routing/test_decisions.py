@@ -1,6 +1,5 @@
 """How much is drafted: what pays, or a little to find out, or nothing; never much for nothing."""
 
-import itertools
 
 import pytest
 
@@ -8,30 +7,19 @@ from dspark.routing.decisions import (
     DECISION_STEPS,
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
-    LEAST_PLAIN_EVERY,
     MOST_EXPLORERS,
     MOST_TRIES,
     PLAIN_LOSS,
 )
 from dspark.routing.economy import DraftedRound
-from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
 from dspark.scheduling.paying import CLEAR_ROUNDS, FIRST_PAUSE_ROUNDS, MIN_ROUNDS, PROBE_ROUNDS
 from dspark.session import Session
 from dspark.tree import CandidateTree
-from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books
+from tests.routing.books import FLAT, LEARNED, LIKELY, STEEP, UNLIKELY, Books, known, lives
 from tests.routing.parts import LIMITS_OF_DRAFTER
-
-LEARNED = LEARN_ROUNDS * FIRST_DRAFTS // MAX_OBSERVED
-"""Rounds until drafts are well known."""
-
-
-def known(books: Books, session: Session, tree: CandidateTree, accepted: tuple[int, ...]) -> None:
-    """The session's drafts are learned until they are well known."""
-    for number in range(LEARNED):
-        books.step(session, tree, accepted[number % len(accepted)])
 
 
 def test_a_steep_target_has_less_drafted() -> None:
@@ -78,21 +66,6 @@ def test_limits_are_decided_every_few_steps_and_apart_for_greedy_and_sampled_tex
     assert books.decided(greedy) is not limits
 
 
-def lives(books: Books, session: Session, tree: CandidateTree, accepted: int, rounds: int, draft_ms: float) -> list[bool]:
-    """Which of the session's rounds are drafted, when what is drafted comes true like this."""
-    drafted = []
-    for _ in range(rounds):
-        limits = books.target.draft_limits(session)
-        drafted.append(not limits.skips)
-        if limits.skips:
-            books.plain_steps(session, 1)
-        else:
-            books.economy.draft_done("default", 1, limits.max_depth, draft_ms)
-            kept = list(range(min(len(tree), limits.max_nodes)))
-            books.step(session, tree, min(accepted, len(kept)), kept, limits, draft_ms)
-    return drafted
-
-
 @pytest.mark.parametrize("draft_ms", [7.0, 20.0, 60.0])
 def test_drafts_that_lose_are_tried_a_few_times_and_then_hardly_ever(draft_ms: float) -> None:
     """Steps of 10 ms; drafts of which nothing is ever accepted lose all that they take."""
@@ -109,65 +82,6 @@ def test_where_even_perfect_drafts_cannot_win_one_is_enough_to_know() -> None:
     books = Books(FLAT)
     drafted = lives(books, books.session("a"), LIKELY, 4, 500, 1000.0)
     assert drafted == [True] + [False] * 499
-
-
-def test_what_pays_is_drafted_from_the_first_round_to_the_last_but_for_one_in_many() -> None:
-    """Those are left plain to be measured: no two in a row, and the tokens they lose are few."""
-    books = Books(FLAT)
-    drafted = lives(books, books.session("a"), LIKELY, 3, 3000, 5.0)
-    assert all(drafted[:LEAST_PLAIN_EVERY])
-    plain = [number for number, was_drafted in enumerate(drafted) if not was_drafted]
-    assert 3 <= len(plain) <= 3000 * 2 * PLAIN_LOSS
-    assert min(after - before for before, after in itertools.pairwise(plain)) >= LEAST_PLAIN_EVERY
-
-
-def test_a_plain_step_now_and_then_tells_when_only_steps_with_candidates_have_become_slow() -> None:
-    """A step of one row takes 10 ms as before, but one of two rows 20: nothing but a plain step can tell."""
-    books = Books(FLAT)
-    session = books.session("a")
-    assert sum(lives(books, session, LIKELY, 1, 300, 5.0)) > 290
-    books.shape = STEEP
-    assert sum(lives(books, session, LIKELY, 1, 600, 5.0)[-200:]) < 100
-
-
-def test_sessions_that_never_go_together_are_not_measured_for_ever() -> None:
-    """Steps of a half take half of what all would: that is no surprise, and no measurement of a plain step of all."""
-    books = Books(FLAT)
-    sessions = [books.session(f"s{number}") for number in range(2)]
-    books.drafts_cost(1.0)
-    drafted = 0
-    for number in range(400):
-        books.shape = (5.0, 0.0)
-        session = sessions[number % 2]
-        limits = books.target.draft_limits(session)
-        drafted += not limits.skips
-        tree = CandidateTree.empty() if limits.skips else LIKELY
-        books.step(session, tree, 0 if limits.skips else 3, limits=limits)
-    assert drafted >= 400 * (1.0 - 2 / LEAST_PLAIN_EVERY)
-
-
-def test_one_session_that_does_not_draft_does_not_keep_plain_steps_from_being_measured() -> None:
-    books = Books(FLAT)
-    books.drafts_cost(1.0)
-    greedy, sampled = books.session("a"), books.session("b", greedy=False)
-    known(books, greedy, LIKELY, (4,))
-    plain = 0
-    for _ in range(400):
-        limits = books.target.draft_limits(greedy)
-        plain += limits.skips
-        books.target.draft_limits(sampled)
-        books.step(greedy, CandidateTree.empty() if limits.skips else LIKELY, 0 if limits.skips else 3, limits=limits)
-    assert 2 <= plain <= 400 / LEAST_PLAIN_EVERY + 1
-
-
-def test_a_session_that_enters_while_a_plain_step_is_measured_takes_its_place_at_a_drafter() -> None:
-    books = Books(FLAT)
-    session = books.session("a")
-    lives(books, session, LIKELY, 3, 20, 1.0)
-    while not books.target._decisions.measures_plain:
-        lives(books, session, LIKELY, 3, 1, 1.0)
-    assert books.target.will_draft(books.session("b"))
-    assert books.target.draft_limits(session) == SKIP
 
 
 def test_a_slow_first_call_is_not_the_end_of_a_drafter_that_pays() -> None:

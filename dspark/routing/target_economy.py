@@ -2,7 +2,6 @@
 candidates to verify, whether to wait for drafts in flight. What the router knows of drafters is economy.py's.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,25 +12,18 @@ from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.routing.rounds import InFlight, Verified, Waiting
-from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
-from dspark.scheduling.correction import origins_of
+from dspark.routing.verdicts import Verdicts
 from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.scheduling.forest import Forest
 from dspark.scheduling.online_curve import OnlineCurve
 from dspark.scheduling.planner import Plan, plan
-from dspark.scheduling.tree_batch import TreeBatch
 from dspark.scheduling.waves import WORTH_A_CHANGE, Wave, WaveChoice, WaveCosts, by_whole_and_half, choose_wave, should_wait
 from dspark.session import Session
-from dspark.tree import FloatArray
 from dspark.types import SessionId
 
-MAX_OBSERVED = 8
-"""Of the rounds learned from together, those whose gains are read off; more would cost the event loop more than they tell."""
 KEPT_GAIN = 0.05
-LEARN_ROUNDS = 16
-"""Rounds of sessions that are learned from together: sixteen cost little more than one. The first drafts are learned from at once."""
 TABLE_STEPS = 4
 """Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 
@@ -52,7 +44,7 @@ class TargetEconomy:
         self._told: dict[SessionId, int] = {}
         """Length of each session's context at its last draft."""
         self._decisions = DraftDecisions(economy, self._mean_news, self._promised_speeds)
-        self._to_learn: list[Verified] = []
+        self._verdicts = Verdicts(economy)
         self._plain_costs: RoundCosts | None = None
         self._table_steps = 0
         self._mean_kept = 0.0
@@ -141,7 +133,7 @@ class TargetEconomy:
         """Which candidates go to the target in the step that is about to begin."""
         if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
             return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
-        forest = Forest.of({w.session.session_id: w.need for w in waiting}, self._corrected_scores(waiting))
+        forest = Forest.of({w.session.session_id: w.need for w in waiting}, self._verdicts.corrected_scores(waiting))
         if not self._economy.planned:
             return plan(forest, self._max_rows)
         costs = self.costs(self._draft_ms(waiting, forest.depth))
@@ -272,7 +264,7 @@ class TargetEconomy:
         self._table_steps += 1
         if self._table_steps >= TABLE_STEPS or self._decisions.measures_plain:
             self._plain_costs = None
-        self._decisions.step_done(self._learn_when_due(verified), plain_surprise)
+        self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
 
     def _plain_surprise(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
         """How far a step is from what was expected of it, as a share of that; None unless it was a plain one of all sessions."""
@@ -319,42 +311,3 @@ class TargetEconomy:
         round_ms = draft_ms + costs.round_of(rows)
         won = sum(len(one.accepted) + one.promised for one in explored) / 2 / num_sessions
         return round_ms / costs.round_of(num_sessions) - 1.0 - won
-
-    def _learn_when_due(self, verified: Sequence[Verified]) -> bool:
-        """True if something was learned that is worth a new decision at once."""
-        drafted = [v for v in verified if v.session.drafter in self._economy.limits and not v.limits.skips]
-        self._to_learn += drafted
-        is_new = any(self._is_new(v) for v in drafted)
-        if is_new or len(self._to_learn) >= LEARN_ROUNDS:
-            learned, self._to_learn = self._to_learn, []
-            self._learn(learned)
-        return is_new
-
-    def _is_new(self, verified: Verified) -> bool:
-        """One of its regime's first drafts."""
-        regime = regime_of(verified.session)
-        return regime is not None and self._economy.profiles[regime[0]].num_drafts(*regime) < FIRST_DRAFTS
-
-    def _corrected_scores(self, waiting: Sequence[Waiting]) -> FloatArray:  # [n] of all trees, one after the other
-        """As verdicts have corrected them."""
-        drafted = [w for w in waiting if len(w.tree)]
-        trees = [w.tree for w in drafted]
-        names, greedy = _regimes([w.session for w in drafted])
-        return self._economy.corrector.corrected_batch(TreeBatch.of(trees), names, greedy, origins_of(trees))
-
-    def _learn(self, verified: Sequence[Verified]) -> None:
-        drafted = [v for v in verified if len(v.drafted)]
-        if drafted:
-            trees = [v.drafted.select(v.kept) for v in drafted]
-            batch = TreeBatch.of(trees)
-            names, greedy = _regimes([v.session for v in drafted])
-            accepted = batch.accepted_mask([v.accepted for v in drafted])
-            self._economy.corrector.learn_batch(batch, names, greedy, accepted, origins_of(trees))
-        for one in verified[:: math.ceil(len(verified) / MAX_OBSERVED)]:
-            name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
-            if name is not None:
-                self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted))
-
-
-def _regimes(sessions: Sequence[Session]) -> tuple[list[str], list[bool]]:
-    return [session.drafter or "" for session in sessions], [session.sampling.temperature == 0 for session in sessions]

@@ -5,7 +5,8 @@ import numpy as np
 from dspark.config import DrafterConfig
 from dspark.routing.economy import Economy, regime_of
 from dspark.routing.rounds import Verified, Waiting
-from dspark.routing.target_economy import LEARN_ROUNDS, MAX_OBSERVED, TargetEconomy
+from dspark.routing.target_economy import TargetEconomy
+from dspark.routing.verdicts import LEARN_ROUNDS, MAX_OBSERVED
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.curve import ThroughputCurve
 from dspark.scheduling.drafting_plan import SKIP, DraftLimits

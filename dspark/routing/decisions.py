@@ -49,7 +49,9 @@ GIVEN_UP_STEPS = 200
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 WORTH_BEGINNING = 1.05
-"""The same that is worth beginning for: drafters have to be told all that was committed meanwhile, and an expectation may be wrong."""
+"""The same that is worth beginning for: an expectation may be wrong."""
+RECOUPED_IN = 100
+"""Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,18 +234,26 @@ class DraftDecisions:
             return SKIP
         outlook = self._outlook(regime, costs, sharing)
         limits = SKIP if outlook is None else self._in_the_better_way(regime, outlook)
-        if not limits.skips and self._is_worth_it(regime):
+        if not limits.skips and outlook is not None and self._is_worth_it(regime, outlook):
             return limits
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
         if self._to_explore[regime] <= 0 and not self._try_again[regime]:
             self._explore(regime, outlook, sharing.num_drafting)
         return SKIP
 
-    def _is_worth_it(self, regime: Regime) -> bool:
-        if self._gains[regime] >= CLEAR_GAIN:
+    def _is_worth_it(self, regime: Regime, outlook: DraftOutlook) -> bool:
+        gain = self._gains[regime]
+        if regime not in self._drafting:
+            gain -= self._told_rounds(regime, outlook) / RECOUPED_IN
+        if gain >= CLEAR_GAIN:
             return True
         is_known = self._economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS
-        return is_known and (regime in self._drafting or self._gains[regime] >= WORTH_BEGINNING)
+        return is_known and (regime in self._drafting or gain >= WORTH_BEGINNING)
+
+    def _told_rounds(self, regime: Regime, outlook: DraftOutlook) -> float:
+        """What it costs to tell a drafter all that it has missed, in plain rounds."""
+        told_ms = self._economy.catch_up_ms(regime[0], self._news(regime[0]) * outlook.num_drafting)
+        return told_ms / outlook.costs.round_of(outlook.num_sessions)
 
     def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int) -> None:
         """Have it tried, if anything is worth it and can be paid."""

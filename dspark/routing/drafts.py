@@ -49,6 +49,10 @@ class DraftSource(Protocol):
     def num_told(self) -> int:
         """Tokens of the session's context that a drafter has read; the others have to be told before the next draft."""
 
+    @property
+    def drafter_free_since_s(self) -> float:
+        """Event loop's time at which its drafter ended a call last; 0 where there was none. It begins one call after the other."""
+
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
 
@@ -66,6 +70,7 @@ class NoDrafts:
     features_from = NO_FEATURES
     answered_to = SKIP
     num_told = 0
+    drafter_free_since_s = 0.0
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -131,6 +136,11 @@ class LeasedDrafts:
     def num_told(self) -> int:
         """See DraftSource."""
         return 0 if self._lease is None else self._num_told
+
+    @property
+    def drafter_free_since_s(self) -> float:
+        """See DraftSource."""
+        return 0.0 if self._lease is None else self._lanes.of(self._lease).free_since_s
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""

@@ -38,6 +38,10 @@ class Proposer(Protocol):
     def num_told(self) -> int:
         """See DraftSource."""
 
+    @property
+    def drafter_free_since_s(self) -> float:
+        """See DraftSource."""
+
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """Candidates within the limits; an empty tree if there are none in time."""
 
@@ -65,6 +69,16 @@ class Verdict:
     """What the session would have made by plain decoding since its round began, as far as the target's curve knows; 0 where it does not."""
     explored: bool = False
     """True if it was drafted to find out what that brings, at an expected loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A draft on its way."""
+
+    drafts: Proposer
+    limits: DraftLimits
+    since_s: float
+    """By the event loop's time."""
 
 
 @dataclass(slots=True)
@@ -103,8 +117,8 @@ class VerifyLane:
         self._silence_timeout_s = silence_timeout_s
         self._ready: dict[SessionId, _Round] = {}
         self._in_flight: dict[SessionId, _Round] = {}
-        self._drafting: dict[SessionId, tuple[float, DraftLimits]] = {}
-        """Sessions whose drafts are on their way: since when, by the event loop's time in seconds, and how much was asked for."""
+        self._drafting: dict[SessionId, _Asked] = {}
+        """Sessions whose drafts are on their way."""
         self._target_is_free = True
         """False from a submit to the next report. Rounds may still be in flight when it is free: they wait for KV blocks."""
         self._lost: TargetUnavailable | None = None
@@ -131,7 +145,7 @@ class VerifyLane:
         started = asyncio.get_running_loop().time()
         self.books.told(session, drafts.num_told)
         limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
-        self._drafting[session.session_id] = (started, limits)
+        self._drafting[session.session_id] = _Asked(drafts, limits, started)
         try:
             tree = await drafts.propose(limits)
         finally:
@@ -200,16 +214,18 @@ class VerifyLane:
         if not self._drafting:
             return False
         loop = asyncio.get_running_loop()
-        asked = [(since_s, limits) for since_s, limits in self._drafting.values() if not limits.skips]
-        in_flight = [InFlight(self._drafted_for_ms(since_s, loop.time()), limits.max_depth) for since_s, limits in asked]
+        asked = [one for one in self._drafting.values() if not one.limits.skips]
+        in_flight = [InFlight(self._drafted_for_ms(one, loop.time()), one.limits.max_depth) for one in asked]
         wait_ms = self.books.wait_ms(len(self._ready), in_flight)
         if wait_ms > 0 and self._waited is None:
             self.books.waited()
             self._waited = loop.call_later(WAIT_SLACK * wait_ms / 1e3, self._stop_waiting)
         return wait_ms > 0
 
-    def _drafted_for_ms(self, since_s: float, now_s: float) -> float:
-        """How long a draft asked for at `since_s` has been worked on: while the target was busy only as far as the two overlap."""
+    def _drafted_for_ms(self, asked: _Asked, now_s: float) -> float:
+        """How long a draft has been worked on: not while its drafter worked for others, and while the target was busy only as far as the
+        two overlap."""
+        since_s = max(asked.since_s, asked.drafts.drafter_free_since_s)
         beside_s = max(0.0, self._free_since_s - since_s)
         return (now_s - since_s - (1.0 - self.books.overlap) * beside_s) * 1e3
 

@@ -41,6 +41,11 @@ class MergedDrafts:
         """See DraftSource; the other one reads the session's own text."""
         return self._main.num_told
 
+    @property
+    def drafter_free_since_s(self) -> float:
+        """See DraftSource; the other one is not waited for."""
+        return self._main.drafter_free_since_s
+
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""
         self._main.learn(result)

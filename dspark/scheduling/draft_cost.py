@@ -1,10 +1,11 @@
 """What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth + e news
 + f side nodes, none negative.
 
-Exponentially forgetful least squares, pure, no clock. The terms are those of real drafters: a call's fixed cost, what each session
-adds, one forward after the other for each position, the rows of those forwards, the context that is news to the drafter (a session's
-first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next costs), and the
-candidates that make a tree of a chain of the same depth.
+Exponentially forgetful least squares, pure, no clock; a call weighs the less the longer it took, or one that reads the prompts of many
+sessions, ten times as long as the next one, would drown what that one says. The terms are those of real drafters: a call's fixed cost,
+what each session adds, one forward after the other for each position, the rows of those forwards, the context that is news to the
+drafter (a session's first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next
+costs), and the candidates that make a tree of a chain of the same depth.
 """
 
 import math
@@ -23,7 +24,9 @@ MAX_SURPRISE = 3.0
 """A call counts as at most so many times what was expected, once there is an expectation."""
 CALLS_BEFORE_DOUBT = 5
 REFIT_AFTER = 8
-"""Calls."""
+"""Calls that were as expected; one that was not is learned from at once."""
+SURPRISE = 0.25
+"""Of the expected time, by which such a call differs."""
 FITTED_AT_ONCE = 16
 """The first so many calls are fitted one by one: those that a replica tells of when it starts, and some of the real ones."""
 NUM_TERMS = 6
@@ -53,6 +56,7 @@ class DraftCost:
         self._weights = np.zeros(NUM_TERMS)
         self._num_calls = 0
         self._num_fitted = 0
+        self._is_surprised = False
         self.most_sessions = 0
         """Of one call: what more of them cost at once is a guess."""
 
@@ -68,19 +72,21 @@ class DraftCost:
             return
         expected = self.ms(sessions, depth, news, side_nodes) if self._num_calls >= CALLS_BEFORE_DOUBT else None
         seen = draft_ms if not expected else min(draft_ms, MAX_SURPRISE * expected)
-        terms = _terms(sessions, depth, news, side_nodes)
-        self._products = DECAY * self._products + np.outer(terms, terms)
-        self._projections = DECAY * self._projections + seen * terms
+        shares = _terms(sessions, depth, news, side_nodes) / seen**0.5
+        self._products = DECAY * self._products + np.outer(shares, shares)
+        self._projections = DECAY * self._projections + seen**0.5 * shares
         self._num_calls += 1
+        self._is_surprised |= expected is not None and abs(draft_ms - expected) > SURPRISE * expected
         self.most_sessions = max(self.most_sessions, sessions)
 
     def ms(self, sessions: int, depth: float, news: float | None = None, side_nodes: float = 0.0) -> float | None:
         """What a call for so many sessions is expected to take; None until one was seen. `news` and `side_nodes` as in `observe`."""
         if self._num_calls == 0:
             return None
-        if self._num_calls - self._num_fitted >= REFIT_AFTER or self._num_fitted < min(self._num_calls, FITTED_AT_ONCE):
+        num_new = self._num_calls - self._num_fitted
+        if self._is_surprised or num_new >= REFIT_AFTER or (num_new and self._num_fitted < FITTED_AT_ONCE):
             self._weights = _non_negative_fit(self._products, self._projections)
-            self._num_fitted = self._num_calls
+            self._num_fitted, self._is_surprised = self._num_calls, False
         return float(_terms(sessions, depth, news, side_nodes) @ self._weights)
 
 

@@ -20,6 +20,8 @@ from dspark.deepspec.job import JobOptions
 from dspark.local import LocalBackend
 from dspark.messages import ContextFeatures, FeatureSpec
 from dspark.noise import NoiseKey, gumbel_noise, random_words
+from dspark.runtime import packed
+from dspark.runtime.grouping import ON_ACCELERATOR
 from dspark.runtime.packed import EarlierRows, Segment, pack
 from dspark.runtime.projection import load_projection
 from dspark.sampling import process_logits
@@ -218,7 +220,9 @@ def test_sampling_filters_keep_the_same_tokens_on_both() -> None:
     torch.testing.assert_close(here, there)
 
 
-def test_a_batch_is_laid_out_alike_on_both() -> None:
+def test_a_batch_is_laid_out_alike_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for which segments attend together: that goes by what a call costs on each."""
+    monkeypatch.setattr(packed, "call_cost", lambda _: ON_ACCELERATOR)
     grown = Segment([7, 8], [4, 4], None, [9, 3, 4, 5, 6, 7, 8], 4, 2, earlier=EarlierRows([4], [[0], [0]]))
     segments = [rows_of([1, 2, 3, 4], 2, 4, 30), grown, rows_of(list(range(40)), 0, 40, 50)]
     here, there = pack(segments, torch.device(DEVICE)), pack(segments, CPU)

@@ -84,6 +84,21 @@ def test_where_even_perfect_drafts_cannot_win_one_is_enough_to_know() -> None:
     assert drafted == [True] + [False] * 499
 
 
+@pytest.mark.parametrize(("told_ms", "begins"), [(0.01, True), (2.0, False)])
+def test_what_drafters_have_missed_must_be_worth_telling(told_ms: float, begins: bool) -> None:
+    """Drafts win a fifth; 100 tokens of context were not told, and cost a tenth of a round or twenty."""
+    books = Books(FLAT)
+    session = books.session("a")
+    for number in range(40):
+        num_news = 3 + 97 * (number % 2)
+        books.economy.draft_done("default", 1, 4, 17.0 + told_ms * (num_news - 3), num_news)
+    for number in range(4 * LEARNED):
+        books.step(session, LIKELY, (2, 1, 2, 2)[number % 4])
+    session.output_ids += [1] * 100
+    books.plain_steps(session, 1)
+    assert books.decided(session).skips is not begins
+
+
 def test_a_slow_first_call_is_not_the_end_of_a_drafter_that_pays() -> None:
     """It has to load what later ones find loaded: 200 ms where the others take 5."""
     books = Books(FLAT)

@@ -31,6 +31,7 @@ class LateDrafts:
         self.arrives = asyncio.Event()
         self.answered_to = SKIP
         self.num_told = 0
+        self.drafter_free_since_s = 0.0
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         await self.arrives.wait()
@@ -113,6 +114,19 @@ async def test_a_drafter_that_hangs_is_waited_for_as_long_as_a_draft_takes_and_n
     async with house_with_a_draft_on_its_way(30.0) as (house, _, _):
         assert isinstance(await verify(house.lane, house.sessions[0]), Verdict)
         assert house.target.batches == [("a",)]
+
+
+async def test_a_draft_that_was_asked_for_while_its_drafter_worked_for_others_is_waited_for_as_long() -> None:
+    """Else the sessions it comes for and those that had their drafts before would go by turns for good, each paying a step of its own."""
+    async with house_with_a_draft_on_its_way(400.0) as (house, drafts, late):
+        await asyncio.sleep(0.45)
+        drafts.drafter_free_since_s = asyncio.get_running_loop().time()
+        ready = house.ready(house.sessions[0])
+        await asyncio.sleep(0.05)
+        assert house.target.batches == []
+        drafts.arrives.set()
+        await asyncio.wait_for(asyncio.gather(late, ready), 10)
+        assert house.target.batches == [("a", "b")]
 
 
 async def test_a_draft_that_is_given_up_is_not_waited_for() -> None:

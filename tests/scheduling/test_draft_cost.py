@@ -110,6 +110,26 @@ def test_what_was_news_to_the_drafter_does_not_make_later_calls_dear() -> None:
     assert cost.ms(1, 7, 200) == pytest.approx(52.0, rel=0.02)
 
 
+def test_a_call_that_reads_the_prompts_of_many_sessions_does_not_make_the_next_ones_seem_cheap() -> None:
+    """Calls as they were measured, of few sessions that explore and then of all: sessions, depth, ms, news. The next ones took 62 to 81."""
+    first = ((1, 7, 11.5, 31), (1, 1, 5.8, 3), (1, 7, 12.4, 3), (8, 7, 30.8, 248), (8, 1, 8.0, 24), (8, 7, 27.1, 24))
+    exploring = ((6, 7, 75.6, 1082), (4, 4, 16.6, 67), (5, 4, 61.3, 1044), (5, 4, 60.5, 880), (6, 4, 67.6, 1261), (5, 4, 62.0, 1004))
+    cost = DraftCost()
+    for call in first + exploring:
+        cost.observe(*call)
+    before = expected(cost, 64, 3)
+    cost.observe(58, 2, 342.0, 8914)
+    assert expected(cost, 64, 3) == pytest.approx(before, rel=0.1)
+
+
+def test_a_call_that_is_not_as_expected_is_learned_from_at_once() -> None:
+    cost = taught(200)
+    cost.ms(1, 1)
+    before = expected(cost, 64, 8)
+    cost.observe(64, 8, 1.5 * law(64, 8))
+    assert expected(cost, 64, 8) > 1.02 * before
+
+
 def test_it_is_known_how_many_sessions_were_ever_drafted_together() -> None:
     cost = DraftCost()
     for sessions in (1, 4, 2):

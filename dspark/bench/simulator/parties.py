@@ -53,8 +53,8 @@ class SimulatedDrafter:
 
     waiting: list[SimulatedSession] = field(default_factory=list)
     drafting: list[SimulatedSession] = field(default_factory=list)
-    ends_ms: float = 0.0
-    """Of the call in hand."""
+    free_since_ms: float = 0.0
+    """When it ended a call last."""
     num_sessions: int = 0
 
 

@@ -96,12 +96,11 @@ class Simulation:
     def _at(self, time_ms: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time_ms, next(self._order), action))
 
-    def _occupy(self, busy_ms: float, done: Callable[[], None]) -> float:
-        """Run a job on a replica; on one processor, after all jobs before it. Returns when it ends."""
+    def _occupy(self, busy_ms: float, done: Callable[[], None]) -> None:
+        """Run a job on a replica; on one processor, after all jobs before it."""
         start_ms = max(self.now_ms, self._processor_free_ms) if self._setup.one_processor else self.now_ms
         self._processor_free_ms = start_ms + busy_ms
         self._at(start_ms + busy_ms, done)
-        return start_ms + busy_ms
 
     # Clients
 
@@ -166,10 +165,10 @@ class Simulation:
             return
         drafter.drafting, drafter.waiting = drafter.waiting, []
         busy_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting))
-        drafter.ends_ms = self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
+        self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
 
     def _end_draft(self, drafter: SimulatedDrafter, busy_ms: float) -> None:
-        batch, drafter.drafting = drafter.drafting, []
+        batch, drafter.drafting, drafter.free_since_ms = drafter.drafting, [], self.now_ms
         self.tally.draft_ms += busy_ms
         self._router.draft_done(len(batch), _depth_of(batch), busy_ms)
         for session in batch:
@@ -222,9 +221,10 @@ class Simulation:
         return wait_ms > 0
 
     def _drafted_for_ms(self, session: SimulatedSession) -> float:
-        """How long its draft has been worked on: on one processor, not while the target was busy."""
-        beside_ms = max(0.0, session.target.free_since_ms - session.began_ms) if self._setup.one_processor else 0.0
-        return self.now_ms - session.began_ms - beside_ms
+        """How long its draft has been worked on: not while its drafter worked for others, and on one processor not beside its target."""
+        since_ms = max(session.began_ms, session.drafter.free_since_ms)
+        beside_ms = max(0.0, session.target.free_since_ms - since_ms) if self._setup.one_processor else 0.0
+        return self.now_ms - since_ms - beside_ms
 
     def _drafts_in_flight(self, target: SimulatedTarget) -> list[SimulatedSession]:
         return [s for drafter in self._drafters for s in (*drafter.drafting, *drafter.waiting) if s.target is target]

@@ -28,6 +28,9 @@ from dspark.runtime.projection import FeatureProjection
 from dspark.sampling import Sampler
 from dspark.scheduling.calibration import Estimator
 
+PART_ROWS = 1024
+"""Context positions whose keys and values are made at a time on CPUs: what fits into a cache takes two thirds of the time."""
+
 
 @dataclass(slots=True)
 class _BlockSession(DraftSession):
@@ -101,12 +104,17 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         places = [position for s in sessions for position in range(s.news.start, s.news.stop)]
         slots = [slot for s in sessions for slot in s.table.slots(s.news.start, s.news.stop)]
         positions, slot_index = on_device([places, slots], torch.int64, self._device)
+        rows = PART_ROWS if self._device.type == "cpu" else len(slots)
+        for part in (slice(start, start + rows) for start in range(0, len(slots), rows)):
+            self._cache_part(vectors[:, part], positions[part], slot_index[part])
+        for session in sessions:
+            session.num_context = session.news.stop
+
+    def _cache_part(self, vectors: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> None:  # [1, c, d], 2 x [c]
         rotations = self._model.stack.rotations(vectors, positions.unsqueeze(0))
         for layer in range(len(self._model.layers)):
             keys, values = self._model.stack.context_keys_values(layer, vectors, rotations)
-            self._cache.write(layer, slot_index, keys[0].transpose(0, 1), values[0].transpose(0, 1))
-        for session in sessions:
-            session.num_context = session.news.stop
+            self._cache.write(layer, slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
 
     def _backbone(self, sessions: Sequence[_BlockSession]) -> torch.Tensor:
         """[R, d]: one forward over all blocks, each of as many positions as its session drafts. What a whole block would say of them is

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dspark.drafting import block
 from dspark.drafting.block_model import BLOCK_ATTENTION, BlockModel
 from dspark.scheduling.calibration import Calibration, TemperatureFit
 from dspark.types import SamplingParams
@@ -98,6 +99,17 @@ def test_a_session_that_only_reads_beside_one_that_drafts_is_read() -> None:
     report = desk.drafter.draft([desk.request(A, text, 0), desk.request(B, other, 0, depth=0)])
     assert [len(result.tree) for result in report.results] == [DEPTH, 0]
     assert chain_of(desk.draft(B, other, None)) == chain_by_teacher_forcing(kind, other, GREEDY, DEPTH)
+
+
+def test_contexts_that_are_read_in_parts_say_what_they_say_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "PART_ROWS", 7)  # parts end in the middle of a session
+    kind = "vanilla"
+    desk, texts = desk_of(ALL_SPECS[kind]), {name: text_of(ALL_SPECS[kind], 12 + seed, seed=seed) for seed, name in enumerate((A, B))}
+    for name, text in texts.items():
+        desk.open(name, text)
+    report = desk.drafter.draft([desk.request(name, text, 0) for name, text in texts.items()])
+    found = [result.tree.token_ids.tolist() for result in report.results]
+    assert found == [chain_by_teacher_forcing(kind, text, GREEDY, DEPTH) for text in texts.values()]
 
 
 def test_a_backbone_for_training_is_not_the_one_for_serving() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspark.config import DrafterConfig
+from dspark.routing.router_work import RouterWork
 from dspark.scheduling.acceptance_profile import AcceptanceProfile
 from dspark.scheduling.correction import SurvivalCorrector
 from dspark.scheduling.costs import Floats
@@ -24,9 +25,6 @@ from dspark.session import Session
 NAN = float("nan")
 DOUBT_OF_FIRST_CALLS = 3
 """Power: one call may have taken 8 times as long as later ones will, five calls 1.7 times."""
-EXTRA_GAIN = 0.05
-MOST_SURPRISE = 0.1
-"""Of the expected time, as it is counted: a stall is no bookkeeping, and what is tracked is nearer to a median than to a mean."""
 Regime = tuple[str, bool]
 """A drafter's name, and whether the text is greedy."""
 
@@ -102,8 +100,9 @@ class Economy:
         """An account for each regime."""
         self.waits: Counter[str] = Counter()
         """By drafter: see Standing."""
-        self._extra_ms: defaultdict[str, float] = defaultdict(float)
-        """What a drafted round takes beyond its draft and its step: the router's own work for it."""
+        self.router_work = RouterWork()
+        self.drafting_ms = 0.0
+        """Of all calls of drafters so far."""
         self._drafting: dict[Regime, bool] = {}
         """What was decided last."""
         self._waves: dict[str, WaveChoice] = {}
@@ -112,6 +111,7 @@ class Economy:
         self, drafter: str, num_sessions: int, depth: int, draft_ms: float, news: int | None = None, side_nodes: int = 0
     ) -> None:
         """One call of a drafter, as long as the router waited for it; `news` and `side_nodes` as in DraftCost."""
+        self.drafting_ms += draft_ms
         self.draft_costs[drafter].observe(num_sessions, depth, draft_ms, news, side_nodes)
 
     def draft_ms(self, drafter: str, num_sessions: int) -> Floats | None:  # [D + 1]
@@ -121,7 +121,8 @@ class Economy:
         depths = range(1, self.limits[drafter].max_depth + 1)
         times = [cost.ms(num_sessions, depth) for depth in depths]
         known = [ms for ms in times if ms is not None]
-        return np.asarray([0.0, *(ms + self._extra_ms[drafter] for ms in known)]) if len(known) == len(times) else None
+        added_ms = self.router_work.drafted_ms(drafter, num_sessions)
+        return np.asarray([0.0, *(ms + added_ms for ms in known)]) if len(known) == len(times) else None
 
     def catch_up_ms(self, drafter: str, num_news: float) -> float:
         """What a call takes longer that has so much more context to read than usual."""
@@ -138,12 +139,6 @@ class Economy:
         cost = self.draft_costs[drafter]
         with_one, without = cost.ms(1, 1, side_nodes=1.0), cost.ms(1, 1)
         return 0.0 if with_one is None or without is None else with_one - without
-
-    def round_took(self, drafter: str, round_ms: float, expected_ms: float) -> None:
-        """A drafted round of a session that was alone on its target."""
-        most = MOST_SURPRISE * expected_ms
-        surprise_ms = max(-most, min(most, round_ms - expected_ms))
-        self._extra_ms[drafter] = max(0.0, self._extra_ms[drafter] + EXTRA_GAIN * surprise_ms)
 
     def hoped_draft_ms(self, regime: Regime, num_sessions: int) -> Floats:  # [D + 1]
         """Once there was a call: what one may take as far as is known. The first calls, the very first above all, are slower than later

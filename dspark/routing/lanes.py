@@ -243,9 +243,10 @@ class VerifyLane:
         try:
             while True:
                 report = await self._next_report()
+                between_ms = (self._submitted_s - self._free_since_s) * 1e3
                 self._silent_since = self._free_since_s = asyncio.get_running_loop().time()
                 self._target_is_free = self._has_seen_all(report)
-                self._keep_books(report)
+                self._keep_books(report, between_ms)
                 self._settle(report)
                 self._observer.step_done(report)
                 await asyncio.sleep(0)  # sessions without a drafter are ready again at once
@@ -285,14 +286,14 @@ class VerifyLane:
             return self._silence_timeout_s
         return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
 
-    def _keep_books(self, report: StepReport) -> None:
-        """Before the sessions commit: the books go by the lengths that the step had."""
+    def _keep_books(self, report: StepReport, between_ms: float) -> None:
+        """Before the sessions commit: the books go by the lengths that the step had. `between_ms` from the report before to the hand-in."""
         verified = [
             Verified(one.session, one.limits, one.tree, one.kept, result.accepted, one.draft_ms)
             for result in report.results
             if (one := self._in_flight.get(result.session_id)) is not None
         ]
-        self.books.step_done(report.batch_rows, report.verify_ms, (self._silent_since - self._submitted_s) * 1e3, verified)
+        self.books.step_done(report.batch_rows, report.verify_ms, (self._silent_since - self._submitted_s) * 1e3, verified, between_ms)
         num_reading = len(self._in_flight) - len(verified)  # their prompts are not through yet
         prompt_rows = report.batch_rows - sum(1 + len(one.kept) for one in verified)
         self._plain_pace.step_done(self._silent_since, self.books.plain_step_ms(num_reading, max(0, prompt_rows)))

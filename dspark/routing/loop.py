@@ -70,7 +70,6 @@ class SpeculativeLoop:
                 drafts.learn(verdict.result)
                 chunk = session.commit(verdict.result, num_drafted=len(drafted.tree), num_selected=verdict.num_selected)
                 round_ms = (time.perf_counter() - started) * 1e3
-                lane.books.round_done(session, drafted.limits, verdict.num_selected, round_ms)
                 self._learn(session, lane, chunk, verdict, round_ms)
                 yield chunk
         finally:

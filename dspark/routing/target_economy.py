@@ -24,6 +24,8 @@ from dspark.session import Session
 from dspark.types import SessionId
 
 KEPT_GAIN = 0.05
+MOST_USUAL_NEWS = 24
+"""Tokens of a session's context; a draft for which more are to be told is of no use for learning what the next one takes."""
 TABLE_STEPS = 4
 """Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 
@@ -49,6 +51,10 @@ class TargetEconomy:
         self._table_steps = 0
         self._mean_kept = 0.0
         """Candidates verified per session and round."""
+        self._was_whole = False
+        """True where the last step was of all sessions, and of nothing else."""
+        self._drafting_ms = 0.0
+        """The economy's, at the last step."""
 
     @property
     def overlap(self) -> float:
@@ -67,7 +73,7 @@ class TargetEconomy:
             self._promised[session.session_id] = session
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] += 1
-        self._plain_costs = None
+        self._plain_costs, self._was_whole = None, False
         self._decisions.enter()
 
     def leave(self, session: Session) -> None:
@@ -92,8 +98,12 @@ class TargetEconomy:
             table = self.curve.table(self._max_rows, float(np.mean(lengths)) if lengths else 0.0, max(1, len(lengths)))
             if table is None:
                 return None
-            overhead_ms, num_sessions = self.curve.round_overhead_ms, max(1, len(lengths))
-            self._plain_costs = RoundCosts(table, overhead_ms, num_sessions=num_sessions, session_ms=self.curve.session_ms)
+            num_sessions, session_ms = max(1, len(lengths)), self.curve.session_ms
+            work_ms = self._economy.router_work.plain_ms(num_sessions)
+            fixed_ms, own_ms = self.curve.round_overhead_ms + work_ms, work_ms / num_sessions
+            self._plain_costs = RoundCosts(
+                table, fixed_ms, num_sessions=num_sessions, session_ms=session_ms, fixed_session_ms=own_ms
+            )
             self._table_steps = 0
         return self._plain_costs if draft_ms == 0 else replace(self._plain_costs, draft_ms=draft_ms)
 
@@ -240,20 +250,11 @@ class TargetEconomy:
         regime = self._main_regime()
         return None if regime is None else self._decisions.waves(regime)
 
-    def round_done(self, session: Session, limits: DraftLimits, num_selected: int, round_ms: float) -> None:
-        """A drafted round, from before its draft to after its commit. Of several sessions it says little: they wait for each other."""
-        costs = self.costs()
-        if session.drafter is None or limits.skips or costs is None or self.num_sessions != 1:
-            return
-        expected = self._economy.draft_ms(session.drafter, 1)
-        if expected is not None:
-            draft_ms = float(expected[min(limits.max_depth, len(expected) - 1)])
-            draft_ms += self._economy.side_ms(session.drafter, limits.num_side_nodes)
-            expected_ms = draft_ms + costs.round_of(1 + num_selected)
-            self._economy.round_took(session.drafter, round_ms, expected_ms)
-
-    def step_done(self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified]) -> None:
-        """A step with its verdicts; `round_ms` from submit to report."""
+    def step_done(
+        self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified], between_ms: float | None = None
+    ) -> None:
+        """A step with its verdicts; `round_ms` from submit to report, `between_ms` from the report before to this submit."""
+        self._learn_router_work(rows, verified, between_ms)
         if not verified:
             return
         plain_surprise = self._plain_surprise(rows, verify_ms, verified)
@@ -265,6 +266,21 @@ class TargetEconomy:
         if self._table_steps >= TABLE_STEPS or self._decisions.measures_plain:
             self._plain_costs = None
         self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
+
+    def _learn_router_work(self, rows: int, verified: Sequence[Verified], between_ms: float | None) -> None:
+        """What lies between two steps that all sessions share is the router's, but for the calls of drafters; where several targets share
+        drafters, the others' calls are taken for its own, and less is learned than there is."""
+        is_whole = len(verified) == self.num_sessions and rows == sum(1 + len(one.kept) for one in verified)
+        was_whole, self._was_whole = self._was_whole, is_whole
+        calls_ms, self._drafting_ms = self._economy.drafting_ms - self._drafting_ms, self._economy.drafting_ms
+        drafted = [one.session for one in verified if not one.limits.skips]
+        is_usual = all(self._news(session) <= MOST_USUAL_NEWS for session in drafted)
+        if between_ms is None or not (is_whole and was_whole and is_usual):
+            return
+        if not drafted:
+            self._economy.router_work.plain_round(len(verified), between_ms)
+        elif (name := drafted[0].drafter) is not None:
+            self._economy.router_work.drafted_round(name, len(verified), len(drafted), between_ms - calls_ms)
 
     def _plain_surprise(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
         """How far a step is from what was expected of it, as a share of that; None unless it was a plain one of all sessions."""

@@ -28,6 +28,8 @@ class RoundCosts:
     """That share the steps of step_ms."""
     session_ms: float = 0.0
     """What each of them adds to a step, whatever its rows."""
+    fixed_session_ms: float = 0.0
+    """What each of them adds to fixed_ms."""
 
     def __post_init__(self) -> None:
         steps = self.step_ms[1:]
@@ -54,10 +56,11 @@ class RoundCosts:
     def of_sessions(self, num_sessions: int) -> "RoundCosts":
         """The same where only so many of the sessions share a step."""
         missing = self.num_sessions - num_sessions
-        if missing <= 0 or self.session_ms == 0:
+        if missing <= 0:
             return self
         step_ms = np.maximum(self.step_ms - missing * self.session_ms, LEAST_LEFT * self.step_ms)
-        return replace(self, step_ms=step_ms, num_sessions=num_sessions)
+        fixed_ms = max(0.0, self.fixed_ms - missing * self.fixed_session_ms)
+        return replace(self, step_ms=step_ms, fixed_ms=fixed_ms, num_sessions=num_sessions)
 
     def step_of(self, rows: float) -> float:
         """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up."""

@@ -4,12 +4,13 @@ Drafting that will not be verified is waste, and so is drafting that costs more 
 share the round, K of which are drafted for, gains[d, n] accepted tokens expected of a session that is drafted to depth d and gets
 its best n candidates verified, the round's rate is
 
-    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d] + K max(0, min(N, SPREAD n) - d) side_node_ms)
+    (S + K gains[d, n]) / (step_ms[S + K n] + fixed_ms + draft_ms[d] + K max(0, n - d) side_node_ms)
 
 and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
 (no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
-session gains are interpolated. A width is not chosen: drafters spend their nodes on the likeliest candidates wherever they are, so few
-nodes become a chain where a chain is best.
+session gains are interpolated. Drafting more than is verified in the mean, min(N, SPREAD n), is tried too: the planner then chooses across
+sessions, the sure ones get more, and gains grow by SPREAD_GAIN; that pays where side candidates are cheap. A width is not chosen: drafters
+spend their nodes on the likeliest candidates wherever they are, so few nodes become a chain where a chain is best.
 
 Sessions may also go in two halves, the drafts of one hidden behind the verification of the other (waves.py): then S is the half,
 and draft_ms what is left to be seen of drafting.
@@ -19,11 +20,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspark.scheduling.costs import Floats, RoundCosts, fewest_near_best
 
 SPREAD = 1.5
-"""Candidates drafted per candidate that is expected to be verified: the planner chooses across sessions; some get more than the mean."""
+"""Candidates drafted per candidate that is expected to be verified, for the planner to choose from."""
+SPREAD_GAIN = 0.03
+"""Of the accepted tokens, that choosing across many sessions adds: 3 to 5 % for 3 to 7 candidates of 16 sessions (docs/measurements.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +87,49 @@ class DraftChoice:
 
 def best_draft(outlook: DraftOutlook) -> DraftChoice:
     """The draft of the highest expected rate; SKIP where plain decoding is expected to be as fast."""
-    rates, tau = _rates_and_tau(outlook)
-    return _choice(outlook, rates, tau, fewest_near_best(rates.ravel()))
+    tried = _tried(outlook)
+    return _choice(outlook, tried, fewest_near_best(tried.rates.ravel()))
 
 
 def promised_draft(outlook: DraftOutlook, tokens_per_second: float) -> DraftChoice:
     """The draft of the highest expected rate among those that give a session the promised speed; where none does, the one that gives
     it the highest speed."""
-    rates, tau = _rates_and_tau(outlook)
+    tried = _tried(outlook)
+    rates, tau = tried.rates, tried.tau
     others = outlook.num_sessions - outlook.num_drafting
     speeds = rates * tau / (others + outlook.num_drafting * tau)  # [D + 1, B + 1] of a session that is drafted for
     kept = speeds >= tokens_per_second
-    return _choice(outlook, rates, tau, fewest_near_best((np.where(kept, rates, 0.0) if kept.any() else speeds).ravel()))
+    return _choice(outlook, tried, fewest_near_best((np.where(kept, rates, 0.0) if kept.any() else speeds).ravel()))
 
 
 def expected_rates(outlook: DraftOutlook) -> Floats:  # [D + 1, B + 1]
     """Tokens per second by depth and by candidates verified in the round; B as many as there are rows and candidates for."""
-    return _rates_and_tau(outlook)[0]
+    return _tried(outlook).rates
 
 
-def _choice(outlook: DraftOutlook, rates: Floats, tau: Floats, index: int) -> DraftChoice:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tried:
+    """Every draft, by depth and by candidates verified in the round."""
+
+    rates: Floats  # [D + 1, B + 1]
+    tau: Floats  # [D + 1, B + 1]
+    spreads: NDArray[np.bool_]  # [D + 1, B + 1] where more are drafted than verified
+
+
+def _choice(outlook: DraftOutlook, tried: _Tried, index: int) -> DraftChoice:
     """`index` into the flat rates."""
+    rates = tried.rates
     depth, num_rows = divmod(index, rates.shape[1])
     if depth == 0 or num_rows == 0:
         return DraftChoice(SKIP, 0.0, 1.0, 1.0)
     nodes = num_rows / outlook.num_drafting
-    max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(SPREAD * nodes)))
+    drafted = nodes * (SPREAD if tried.spreads[depth, num_rows] else 1.0)
+    max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(drafted)))
     limits = DraftLimits(min(depth, max_nodes), min(outlook.most.max_width, max_nodes), max_nodes)
-    return DraftChoice(limits, nodes, float(tau[depth, num_rows]), float(rates[depth, num_rows] / rates[0, 0]))
+    return DraftChoice(limits, nodes, float(tried.tau[depth, num_rows]), float(rates[depth, num_rows] / rates[0, 0]))
 
 
-def _rates_and_tau(outlook: DraftOutlook) -> tuple[Floats, Floats]:  # 2 x [D + 1, B + 1]
+def _tried(outlook: DraftOutlook) -> _Tried:
     num_sessions, num_drafting, costs = outlook.num_sessions, outlook.num_drafting, outlook.costs
     most_nodes = outlook.gains.shape[1] - 1
     budget = max(0, min(costs.max_rows - num_sessions, num_drafting * most_nodes))
@@ -122,8 +138,16 @@ def _rates_and_tau(outlook: DraftOutlook) -> tuple[Floats, Floats]:  # 2 x [D + 
     high = np.minimum(low + 1, most_nodes)
     gains = outlook.gains[:, low] + (per_session - low) * (outlook.gains[:, high] - outlook.gains[:, low])
     steps_ms = costs.steps_ms(num_sessions, num_sessions + budget)
-    drafted = np.minimum(outlook.most.max_nodes, SPREAD * per_session)
-    side_nodes = num_drafting * np.maximum(0.0, drafted - np.arange(len(gains))[:, np.newaxis])  # [D + 1, B + 1]
-    side_nodes[0] = 0.0  # where nothing is drafted
-    rounds_ms = steps_ms + costs.fixed_ms + outlook.draft_ms[:, np.newaxis] + outlook.side_node_ms * side_nodes
-    return np.asarray(1e3 * (num_sessions + num_drafting * gains) / rounds_ms), 1.0 + gains
+    chains_ms = steps_ms + costs.fixed_ms + outlook.draft_ms[:, np.newaxis]  # [D + 1, B + 1]
+
+    def rates_of(gains: Floats, drafted: Floats) -> Floats:
+        side_nodes = num_drafting * np.maximum(0.0, drafted - np.arange(len(gains))[:, np.newaxis])
+        side_nodes[0] = 0.0  # where nothing is drafted
+        return np.asarray(1e3 * (num_sessions + num_drafting * gains) / (chains_ms + outlook.side_node_ms * side_nodes))
+
+    drafted = np.minimum(most_nodes, SPREAD * per_session)
+    surplus = (drafted - per_session) / np.maximum((SPREAD - 1.0) * per_session, 1e-9)  # [B + 1] 0..1: none where there is no room
+    chosen_gains = np.minimum(gains * (1.0 + SPREAD_GAIN * (1.0 - 1.0 / num_drafting) * surplus), per_session)
+    rates, spread_rates = rates_of(gains, per_session), rates_of(chosen_gains, drafted)
+    spreads = spread_rates > rates
+    return _Tried(np.where(spreads, spread_rates, rates), 1.0 + np.where(spreads, chosen_gains, gains), spreads)

@@ -1,13 +1,13 @@
 """Waves: how drafting and verifying of many sessions overlap, decided from measured costs. Pure; no torch, no clock.
 
 With S sessions of one target, n verified candidates each, d(s) ms to draft for s sessions, t(s) = step_ms[s (1 + n)] ms to verify
-them, f ms of router and wire per step, and tau committed tokens per session and round, both ways commit S tau tokens
+them, f(s) ms of router and wire for their step, and tau committed tokens per session and round, both ways commit S tau tokens
 per cycle and differ in its length. If drafting and verifying do not slow each other down:
 
-one          one after the other:                        d(S) + f + t(S)
-two          half drafts while the other half verifies:  max(2 t(S/2), 2 d(S/2), d(S/2) + f + t(S/2))
+one          one after the other:                        d(S) + f(S) + t(S)
+two          half drafts while the other half verifies:  max(2 t(S/2), 2 d(S/2), d(S/2) + f(S/2) + t(S/2))
 
-Where they share processors the work adds up: then `two` takes 2 (d(S/2) + f + t(S/2)). `overlap` says how much of the hiding
+Where they share processors the work adds up: then `two` takes 2 (d(S/2) + f(S/2) + t(S/2)). `overlap` says how much of the hiding
 really happens: 1 on separate devices, 0 on one core; between them the lengths are mixed in this proportion.
 
 A third way would be to draft on, guessing that the block in flight is accepted whole and what the target's next token is. It is
@@ -47,6 +47,10 @@ class WaveCosts:
     def step_of(self, num_sessions: int) -> float:
         """t(s) in ms."""
         return self.costs.of_sessions(num_sessions).step_of(num_sessions * (1.0 + self.nodes_per_session))
+
+    def fixed_of(self, num_sessions: int) -> float:
+        """f(s) in ms."""
+        return self.costs.of_sessions(num_sessions).fixed_ms
 
     def draft_of(self, num_sessions: int) -> float:
         """d(s) in ms; beyond the table, several drafts one after the other."""
@@ -116,15 +120,15 @@ def visible_draft_ms(draft_ms: Floats, step_of_others_ms: float, overlap: float)
 
 
 def _one(num_sessions: int, costs: WaveCosts) -> float:
-    return costs.draft_of(num_sessions) + costs.costs.fixed_ms + costs.step_of(num_sessions)
+    return costs.draft_of(num_sessions) + costs.fixed_of(num_sessions) + costs.step_of(num_sessions)
 
 
 def _two(num_sessions: int, costs: WaveCosts) -> float:
     larger = (num_sessions + 1) // 2
     sizes = (larger, num_sessions - larger)
-    steps_ms, drafts_ms = sum(map(costs.step_of, sizes)), sum(map(costs.draft_of, sizes))
+    steps_ms, drafts_ms, fixed_ms = (sum(map(of, sizes)) for of in (costs.step_of, costs.draft_of, costs.fixed_of))
     hidden = max(steps_ms, drafts_ms, _one(larger, costs))
-    return _mixed(hidden, drafts_ms + steps_ms + 2 * costs.costs.fixed_ms, costs.overlap)
+    return _mixed(hidden, drafts_ms + steps_ms + fixed_ms, costs.overlap)
 
 
 def _mixed(hidden_ms: float, serial_ms: float, overlap: float) -> float:
@@ -141,9 +145,9 @@ def should_wait(num_ready: int, num_drafting: int, remaining_ms: float, costs: W
     """
     if num_ready == 0 or num_drafting == 0:
         return num_ready == 0
-    fixed_ms = costs.costs.fixed_ms
-    first_ms = fixed_ms + costs.step_of(num_ready)
+    first_ms = costs.fixed_of(num_ready) + costs.step_of(num_ready)
     slower_ms = (1.0 - costs.overlap) * min(first_ms, remaining_ms)
-    second_ms = slower_ms + max(first_ms, remaining_ms) + fixed_ms + costs.step_of(num_drafting)
-    together_ms = remaining_ms + fixed_ms + costs.step_of(num_ready + num_drafting)
-    return (num_ready + num_drafting) * together_ms < num_ready * (first_ms + slower_ms) + num_drafting * second_ms
+    second_ms = slower_ms + max(first_ms, remaining_ms) + costs.fixed_of(num_drafting) + costs.step_of(num_drafting)
+    num_all = num_ready + num_drafting
+    together_ms = remaining_ms + costs.fixed_of(num_all) + costs.step_of(num_all)
+    return num_all * together_ms < num_ready * (first_ms + slower_ms) + num_drafting * second_ms

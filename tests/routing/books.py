@@ -77,13 +77,14 @@ class Books:
         kept: list[int] | None = None,
         limits: DraftLimits = LIMITS_OF_DRAFTER,
         draft_ms: float = 0.0,
+        between_ms: float | None = None,
     ) -> None:
         """A step as the curve says, of one session with `kept` candidates, all by default."""
         kept = list(range(len(tree))) if kept is None else kept
         verified = Verified(session, limits, tree, kept, tuple(range(accepted)), draft_ms)
         base_ms, row_ms = self.shape or FLAT
         step_ms = base_ms + row_ms * (1 + len(kept))
-        self.target.step_done(1 + len(kept), step_ms, step_ms, [verified])
+        self.target.step_done(1 + len(kept), step_ms, step_ms, [verified], between_ms)
 
     def plain_steps(self, session: Session, count: int) -> None:
         for _ in range(count):

@@ -3,6 +3,7 @@
 import pytest
 
 from dspark.routing.rounds import Verified, Waiting
+from dspark.scheduling.drafting_plan import SKIP
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books
@@ -166,22 +167,49 @@ def test_what_promises_are_judged_by_is_what_the_books_hold() -> None:
     assert Books(None).target.load(lambda session: 1.0) is None
 
 
-def test_what_the_router_itself_takes_for_a_drafted_round_is_part_of_what_drafting_costs() -> None:
-    """Steps of 10 ms, drafts of 5, and rounds of 18: three are the router's."""
+def test_what_the_router_itself_takes_is_part_of_every_round_and_what_drafts_add_of_what_they_cost() -> None:
+    """Steps of 10 ms and calls of 5; between two steps the router takes 1 ms, and 3 more for drafts."""
     books = Books(FLAT)
     books.drafts_cost(5.0)
     session = books.session("a")
-    for _ in range(200):
-        books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 18.0)
-    draft_ms = books.economy.draft_ms("default", 1)
+    for _ in range(50):
+        books.step(session, CandidateTree.empty(), limits=SKIP, between_ms=1.0)
+        books.economy.draft_done("default", 1, 4, 5.0)
+        books.step(session, LIKELY, between_ms=9.0)
+    costs, draft_ms = books.target.costs(), books.economy.draft_ms("default", 1)
+    assert costs is not None
     assert draft_ms is not None
+    assert costs.round_of(1) == pytest.approx(11.0, rel=0.02)
     assert draft_ms[0] == 0
     assert draft_ms[4] == pytest.approx(8.0, rel=0.02)
-    books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 5000.0)
-    stalled = books.economy.draft_ms("default", 1)
-    assert stalled is not None
-    assert stalled[4] < 9.0, "a stall is no bookkeeping"
-    books.session("b")
-    for _ in range(200):
-        books.target.round_done(session, LIMITS_OF_DRAFTER, 4, 100.0)
-    assert books.economy.draft_ms("default", 1)[4] == stalled[4], "two wait for each other"  # type: ignore[index]
+
+
+def test_a_stall_between_two_steps_is_no_work_of_the_routers() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    for between_ms in (1.0, 1.0, 1.0, 5000.0):
+        books.step(session, CandidateTree.empty(), limits=SKIP, between_ms=between_ms)
+    assert books.economy.router_work.plain_ms(1) < 1.2
+
+
+def test_where_not_all_sessions_share_two_steps_in_a_row_nothing_is_learned_of_the_router() -> None:
+    """Somebody else's step, draft or prompt may lie between them."""
+    books = Books(FLAT)
+    sessions = [books.session(name) for name in "ab"]
+    for number in range(20):
+        books.step(sessions[number % 2], CandidateTree.empty(), limits=SKIP, between_ms=7.0)
+    assert books.economy.router_work.plain_ms(2) == 0
+    books.target.leave(sessions[1])
+    books.step(sessions[0], CandidateTree.empty(), limits=SKIP, between_ms=7.0)
+    assert books.economy.router_work.plain_ms(1) == 0
+    books.step(sessions[0], CandidateTree.empty(), limits=SKIP, between_ms=2.0)
+    assert books.economy.router_work.plain_ms(1) == 2.0
+
+
+def test_a_draft_that_had_a_whole_context_to_read_teaches_nothing_of_the_next_ones() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    books.plain_steps(session, 1)
+    session.output_ids += [1] * 100
+    books.step(session, LIKELY, between_ms=50.0)
+    assert books.economy.router_work.drafted_ms("default", 1) == 0

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from dspark.scheduling.costs import Floats, RoundCosts
-from dspark.scheduling.drafting_plan import SKIP, DraftLimits, DraftOutlook, best_draft, expected_rates, promised_draft
+from dspark.scheduling.drafting_plan import (
+    SKIP,
+    SPREAD_GAIN,
+    DraftLimits,
+    DraftOutlook,
+    best_draft,
+    expected_rates,
+    promised_draft,
+)
 
 MOST = DraftLimits(4, 3, 8)
 
@@ -69,18 +77,29 @@ def test_a_tree_that_costs_more_to_draft_than_its_side_nodes_bring_is_no_tree() 
     assert best_draft(replace(free, side_node_ms=1.0)).limits.max_nodes < 8
 
 
+def test_more_is_drafted_than_verified_where_the_planner_has_sessions_to_choose_across_and_it_costs_little() -> None:
+    """Two candidates pay, each of which costs 1 ms to verify."""
+    o = outlook([0.9, 0.7, 0.1, 0.1], [0.0] * 5, sessions=8, row_ms=0.25)
+    o = replace(o, draft_ms=np.asarray([0.0, 0.0, 0.0, 50.0, 50.0]))
+    assert best_draft(o).limits == DraftLimits(2, 3, 3)
+    assert best_draft(replace(o, side_node_ms=1.0)).limits == DraftLimits(2, 2, 2)
+    assert best_draft(replace(o, num_sessions=1, num_drafting=1)).limits == DraftLimits(2, 2, 2), "alone there is nothing to choose"
+
+
 @pytest.mark.parametrize("sessions", [64, 65, 100])
 def test_no_rows_left_for_candidates_means_no_draft(sessions: int) -> None:
     assert best_draft(outlook([0.9] * 4, [0.0] * 5, sessions=sessions)).limits == SKIP
 
 
 def test_rates_are_tokens_over_time_and_between_whole_candidates_interpolated() -> None:
+    """What is chosen across the two sessions adds half of what it adds across many."""
     o = outlook([0.5, 0.5, 0.5, 0.5], [0.0, 2, 2, 2, 2], sessions=2, row_ms=1.0)
+    more = 1 + SPREAD_GAIN / 2
     rates = expected_rates(o)
     assert rates.shape == (5, 2 * 8 + 1)
     assert rates[0, 0] == pytest.approx(1e3 * 2 / (12 + 1))
-    assert rates[4, 2] == pytest.approx(1e3 * 2 * 1.5 / (14 + 1 + 2))
-    assert rates[4, 3] == pytest.approx(1e3 * 2 * (1.5 + 0.125) / (15 + 1 + 2))
+    assert rates[4, 2] == pytest.approx(1e3 * 2 * (1 + 0.5 * more) / (14 + 1 + 2))
+    assert rates[4, 3] == pytest.approx(1e3 * 2 * (1 + 0.625 * more) / (15 + 1 + 2))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -116,7 +135,7 @@ def test_what_few_sessions_win_must_pay_for_all_that_wait() -> None:
     assert best_draft(outlook([0.9] * 4, draft_ms, sessions=10, drafting=10)).limits.max_depth == 4
     assert best_draft(outlook([0.9] * 4, draft_ms, sessions=10, drafting=1)).limits == SKIP
     choice = best_draft(outlook([0.9] * 4, [0.0, 1, 1, 1, 1], sessions=10, drafting=2, row_ms=0.1))
-    assert choice.tau == pytest.approx(1 + sum(0.9**depth for depth in range(1, 5)))
+    assert choice.tau == pytest.approx(1 + sum(0.9**depth for depth in range(1, 5)) * (1 + SPREAD_GAIN / 2))
     assert choice.gain == pytest.approx((8 + 2 * choice.tau) / 10 * 12.0 / (12.0 + 1 + 0.8))
 
 

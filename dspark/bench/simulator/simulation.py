@@ -236,7 +236,7 @@ class Simulation:
 
     def _end_step(self, target: SimulatedTarget, batch: list[tuple[SimulatedSession, int]], step_ms: float) -> None:
         target.is_busy = False
-        target.free_since_ms = self.now_ms
+        between_ms, target.free_since_ms = target.submitted_ms - target.free_since_ms, self.now_ms
         num_rows = sum(rows for _, rows in batch)
         self.tally.step_ms += step_ms
         self.tally.steps += 1
@@ -246,14 +246,16 @@ class Simulation:
             if rows < session.num_rows:
                 session.num_uncached -= rows  # a piece of the prompt
                 session.num_cached += rows
-        self._keep_books(target, num_rows, step_ms, verified)
+        self._keep_books(target, num_rows, step_ms, verified, between_ms)
         for session in verified:
             self._commit(session)
 
-    def _keep_books(self, target: SimulatedTarget, num_rows: int, step_ms: float, verified: list[SimulatedSession]) -> None:
+    def _keep_books(
+        self, target: SimulatedTarget, num_rows: int, step_ms: float, verified: list[SimulatedSession], between_ms: float
+    ) -> None:
         """Before the sessions commit: the books go by the lengths that the step had."""
         done = [Verified(s.session, s.limits, s.draft.tree, s.kept, s.draft.accepted_of(s.kept), s.draft_ms) for s in verified]
-        target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done)
+        target.books.step_done(num_rows, step_ms, self.now_ms - target.submitted_ms, done, between_ms)
         num_reading = len(target.submitted) - len(verified)
         prompt_rows = num_rows - sum(1 + len(session.kept) for session in verified)
         target.pace.step_done(self.now_ms / 1e3, target.books.plain_step_ms(num_reading, max(0, prompt_rows)))
@@ -279,7 +281,6 @@ class Simulation:
     def _judge(self, session: SimulatedSession, tokens: int) -> None:
         """Did its round pay?"""
         round_ms = self.now_ms - session.began_ms
-        session.target.books.round_done(session.session, session.limits, len(session.kept), round_ms)
         if len(session.draft.tree):
             target = session.target
             pace, num_sessions = target.pace.per_second(session.began_ms / 1e3), len(target.sessions)

@@ -48,7 +48,7 @@ GIVEN_UP_STEPS = 200
 """Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
-WORTH_BEGINNING = 1.02
+WORTH_BEGINNING = 1.03
 """The same that is worth beginning for: an expectation may be wrong."""
 RECOUPED_IN = 100
 """Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""

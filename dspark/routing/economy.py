@@ -53,7 +53,7 @@ class DraftedRound:
     plain_tokens_per_second: float
     """What the session would have made by plain decoding meanwhile; 0 where that is not known."""
     explored: bool = False
-    """True if it was drafted to find out what that brings, at an expected loss."""
+    """True if it was drafted to find out what that brings, at an expected loss, or its drafter had a whole context to read first."""
     num_sessions: int = 1
     """That live on its target."""
 

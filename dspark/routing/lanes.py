@@ -57,6 +57,8 @@ class Drafted:
     """How long it took, waiting included; 0 where nothing came of it."""
     started_s: float | None = None
     """When the round began, by the event loop's time; None: when it is handed in."""
+    num_news: int = 0
+    """Tokens of the context that its drafter had to be told first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ class VerifyLane:
     async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
         """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
         started = asyncio.get_running_loop().time()
-        self.books.told(session, drafts.num_told)
+        num_told = drafts.num_told
+        self.books.told(session, num_told)
         limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
         self._drafting[session.session_id] = _Asked(drafts, limits, started)
         try:
@@ -151,7 +154,7 @@ class VerifyLane:
         finally:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
-        return Drafted(tree, drafts.answered_to, draft_ms, started)
+        return Drafted(tree, drafts.answered_to, draft_ms, started, session.base_length - num_told)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.

@@ -11,7 +11,7 @@ import numpy as np
 from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
-from dspark.routing.rounds import InFlight, Verified, Waiting
+from dspark.routing.rounds import MOST_USUAL_NEWS, InFlight, Verified, Waiting
 from dspark.routing.verdicts import Verdicts
 from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
@@ -24,8 +24,6 @@ from dspark.session import Session
 from dspark.types import SessionId
 
 KEPT_GAIN = 0.05
-MOST_USUAL_NEWS = 24
-"""Tokens of a session's context; a draft for which more are to be told is of no use for learning what the next one takes."""
 TABLE_STEPS = 4
 """Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 

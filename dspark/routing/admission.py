@@ -41,6 +41,8 @@ class TargetLoad:
     """Anchor and verified candidates of a session in a mean round, at least 1: the rows that its tau was reached with."""
     draft_ms: float = 0.0
     """What a drafted round waits for its drafts; a plain one does not."""
+    fixed_session_ms: float = 0.0
+    """Of fixed_ms, what each session adds."""
 
 
 def promise_of(session: Session, tau: float = 1.0) -> SpeedPromise | None:
@@ -67,8 +69,9 @@ def check_promises(load: TargetLoad | None, wanted: SpeedPromise | None = None) 
 
 def tokens_per_second(load: TargetLoad, num_sessions: int, tau: float) -> float:
     """What each of so many sessions gets whose drafter reaches `tau`."""
-    plain = 1e3 / _round_ms(load, num_sessions)
-    drafted_ms = _round_ms(load, math.ceil(num_sessions * load.rows_per_session)) + load.draft_ms
+    fixed_ms = max(0.0, load.fixed_ms + (num_sessions - load.num_sessions) * load.fixed_session_ms)
+    plain = 1e3 / (_step_ms(load, num_sessions) + fixed_ms)
+    drafted_ms = _step_ms(load, math.ceil(num_sessions * load.rows_per_session)) + fixed_ms + load.draft_ms
     return max(plain, 1e3 * tau / drafted_ms)
 
 
@@ -82,8 +85,7 @@ def _check_own(load: TargetLoad, wanted: SpeedPromise) -> None:
         raise SpeedUnavailable(f"{asked}, but beside those that run now a session reaches about {shared:.3g}; try again later")
 
 
-def _round_ms(load: TargetLoad, rows: int) -> float:
+def _step_ms(load: TargetLoad, rows: int) -> float:
     """Rows that do not fit into one step take several, and a session waits for all of them."""
     full_steps, rest = divmod(rows, len(load.step_ms) - 1)
-    step_ms = full_steps * load.step_ms[-1] + (load.step_ms[rest] if rest else 0.0)
-    return float(step_ms) + load.fixed_ms
+    return float(full_steps * load.step_ms[-1] + (load.step_ms[rest] if rest else 0.0))

@@ -48,7 +48,7 @@ GIVEN_UP_STEPS = 200
 """Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
-WORTH_BEGINNING = 1.03
+WORTH_BEGINNING = 1.05
 """The same that is worth beginning for: an expectation may be wrong."""
 RECOUPED_IN = 100
 """Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""
@@ -97,6 +97,8 @@ class DraftDecisions:
         self._waves: dict[Regime, WaveChoice] = {}
         self._drafting: set[Regime] = set()
         """Regimes that drafted when last decided."""
+        self._began_step: dict[Regime, int] = {}
+        """When they began to."""
         self._gains: dict[Regime, float] = {}
         """Expected speed of what was decided over plain decoding."""
 
@@ -107,6 +109,10 @@ class DraftDecisions:
     def drafts(self, regime: Regime) -> bool:
         """True where its sessions were last told to draft, not to find out but because it pays."""
         return regime in self._drafting
+
+    def begins(self, regime: Regime | None) -> bool:
+        """True for the first rounds of a regime that drafts anew, in which drafters are told what they missed."""
+        return regime is not None and regime in self._drafting and self._all_steps - self._began_step[regime] <= 1
 
     def enter(self) -> None:
         """The number of sessions has changed."""
@@ -221,6 +227,8 @@ class DraftDecisions:
         if regime not in self._decided:
             self._waves.pop(regime, None)
             limits = self._decide(regime, costs, sharing)
+            if not limits.skips and regime not in self._drafting:
+                self._began_step[regime] = self._all_steps
             (self._drafting.discard if limits.skips else self._drafting.add)(regime)
             self._economy.decided(regime, limits, self._waves.get(regime))
             self._decided[regime] = limits

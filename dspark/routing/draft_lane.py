@@ -38,8 +38,8 @@ class DraftLane:
         self._observer = observer
         self._on_cost = on_cost
         self._ways_ms: deque[float] = deque(maxlen=REMEMBERED_WAYS)
-        self.free_since_s = 0.0
-        """Event loop's time at the end of the last call: what was asked for before it and is not answered yet was not begun earlier."""
+        self.call_began_s = 0.0
+        """Event loop's time at which the call in hand began, or the last one."""
         self._batcher: NaturalBatcher[DraftRequest, DraftResult] = NaturalBatcher(self._draft)
 
     async def draft(self, request: DraftRequest) -> DraftResult:
@@ -52,14 +52,11 @@ class DraftLane:
 
     async def _draft(self, requests: list[DraftRequest]) -> list[DraftResult | Exception]:
         clock = asyncio.get_running_loop().time
-        started = clock()
-        try:
-            report = await self.drafter.draft(requests)
-        finally:
-            self.free_since_s = clock()
+        started = self.call_began_s = clock()
+        report = await self.drafter.draft(requests)
         drafting = [request for request in requests if request.max_depth > 0]
         if drafting and not report.failures:
-            waited_ms = (self.free_since_s - started) * 1e3
+            waited_ms = (clock() - started) * 1e3
             self._ways_ms.append(max(0.0, waited_ms - report.draft_ms))
             cost_ms = report.draft_ms + min(*self._ways_ms, report.draft_ms) if report.draft_ms > 0 else waited_ms
             depth = max(request.max_depth for request in drafting)

@@ -50,8 +50,9 @@ class DraftSource(Protocol):
         """Tokens of the session's context that a drafter has read; the others have to be told before the next draft."""
 
     @property
-    def drafter_free_since_s(self) -> float:
-        """Event loop's time at which its drafter ended a call last; 0 where there was none. It begins one call after the other."""
+    def call_began_s(self) -> float:
+        """Event loop's time at which its drafter's call in hand began, or the one before; 0 where there was none. What was asked for later
+        is part of the next one."""
 
     def learn(self, result: VerifyResult) -> None:
         """The round's result, before the session commits it."""
@@ -70,7 +71,7 @@ class NoDrafts:
     features_from = NO_FEATURES
     answered_to = SKIP
     num_told = 0
-    drafter_free_since_s = 0.0
+    call_began_s = 0.0
 
     def learn(self, result: VerifyResult) -> None:
         """Nothing to be learnt."""
@@ -138,9 +139,9 @@ class LeasedDrafts:
         return 0 if self._lease is None else self._num_told
 
     @property
-    def drafter_free_since_s(self) -> float:
+    def call_began_s(self) -> float:
         """See DraftSource."""
-        return 0.0 if self._lease is None else self._lanes.of(self._lease).free_since_s
+        return 0.0 if self._lease is None else self._lanes.of(self._lease).call_began_s
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
         """See DraftSource. A round without a draft leaves the drafter as it is: what it lacks comes with the next request."""

@@ -53,7 +53,8 @@ class DraftedRound:
     plain_tokens_per_second: float
     """What the session would have made by plain decoding meanwhile; 0 where that is not known."""
     explored: bool = False
-    """True if it was drafted to find out what that brings, at an expected loss, or its drafter had a whole context to read first."""
+    """True if it was drafted to find out what that brings, at an expected loss, or is of the first step of drafting that begins anew,
+    when drafters have to be told all that they missed."""
     num_sessions: int = 1
     """That live on its target."""
 
@@ -102,7 +103,7 @@ class Economy:
         """By drafter: see Standing."""
         self.router_work = RouterWork()
         self.drafting_ms = 0.0
-        """Of all calls of drafters so far."""
+        """Of all calls so far that drafted, those of starting drafters among them."""
         self._drafting: dict[Regime, bool] = {}
         """What was decided last."""
         self._waves: dict[str, WaveChoice] = {}
@@ -125,8 +126,11 @@ class Economy:
         return np.asarray([0.0, *(ms + added_ms for ms in known)]) if len(known) == len(times) else None
 
     def catch_up_ms(self, drafter: str, num_news: float) -> float:
-        """What a call takes longer that has so much more context to read than usual."""
+        """What a call takes longer that has so much more context to read than usual; 0 while no call had more, or for drafters that read
+        beside the rounds."""
         cost = self.draft_costs[drafter]
+        if not cost.knows_news:
+            return 0.0
         with_news, usual = cost.ms(1, 1, USUAL_NEWS + num_news), cost.ms(1, 1)
         return 0.0 if with_news is None or usual is None else with_news - usual
 
@@ -161,6 +165,7 @@ class Economy:
         self.paying.round_skipped(regime)
         self.profiles[regime[0]].round_skipped(*regime)
         self.explorations[regime].round_passed()
+        self.router_work.round_skipped(regime[0])
 
     def decided(self, regime: Regime, limits: DraftLimits, waves: WaveChoice | None) -> None:
         """What some target's sessions were told, for standings; without `waves` there was no choice."""

@@ -39,7 +39,7 @@ class Proposer(Protocol):
         """See DraftSource."""
 
     @property
-    def drafter_free_since_s(self) -> float:
+    def call_began_s(self) -> float:
         """See DraftSource."""
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
@@ -57,8 +57,6 @@ class Drafted:
     """How long it took, waiting included; 0 where nothing came of it."""
     started_s: float | None = None
     """When the round began, by the event loop's time; None: when it is handed in."""
-    num_news: int = 0
-    """Tokens of the context that its drafter had to be told first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +134,8 @@ class VerifyLane:
         """Event loop's time in seconds of the last report."""
         self._silent_since = 0.0
         """Event loop's time in seconds: of the last report, or of the first round after a pause."""
+        self.is_disturbed = False
+        """True where the time from the last report to the next hand-in says nothing of the router: a client rested, a draft was late."""
 
     @property
     def lost(self) -> bool:
@@ -145,8 +145,7 @@ class VerifyLane:
     async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
         """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
         started = asyncio.get_running_loop().time()
-        num_told = drafts.num_told
-        self.books.told(session, num_told)
+        self.books.told(session, drafts.num_told)
         limits = self.books.draft_limits(session) if session.drafter is not None else SKIP
         self._drafting[session.session_id] = _Asked(drafts, limits, started)
         try:
@@ -154,7 +153,9 @@ class VerifyLane:
         finally:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
-        return Drafted(tree, drafts.answered_to, draft_ms, started, session.base_length - num_told)
+        if not limits.skips and drafts.answered_to.skips:
+            self.is_disturbed = True
+        return Drafted(tree, drafts.answered_to, draft_ms, started)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
         """The target's verdict on one round, with the features from that position on.
@@ -228,7 +229,9 @@ class VerifyLane:
     def _drafted_for_ms(self, asked: _Asked, now_s: float) -> float:
         """How long a draft has been worked on: not while its drafter worked for others, and while the target was busy only as far as the
         two overlap."""
-        since_s = max(asked.since_s, asked.drafts.drafter_free_since_s)
+        if asked.drafts.call_began_s < asked.since_s:
+            return 0.0  # its call has still to begin
+        since_s = asked.drafts.call_began_s
         beside_s = max(0.0, self._free_since_s - since_s)
         return (now_s - since_s - (1.0 - self.books.overlap) * beside_s) * 1e3
 
@@ -246,7 +249,7 @@ class VerifyLane:
         try:
             while True:
                 report = await self._next_report()
-                between_ms = (self._submitted_s - self._free_since_s) * 1e3
+                between_ms = self._between_ms()
                 self._silent_since = self._free_since_s = asyncio.get_running_loop().time()
                 self._target_is_free = self._has_seen_all(report)
                 self._keep_books(report, between_ms)
@@ -259,6 +262,11 @@ class VerifyLane:
         except Exception:  # without a reader everyone would wait for ever
             logger.exception("the lane to a target failed")
             self._give_up(TargetUnavailable("the connection to the target failed"))
+
+    def _between_ms(self) -> float | None:
+        """From the report before to the hand-in; None where that says nothing."""
+        is_disturbed, self.is_disturbed = self.is_disturbed, False
+        return None if is_disturbed else (self._submitted_s - self._free_since_s) * 1e3
 
     async def _next_report(self) -> StepReport:
         """Silence only counts while the target owes a report."""
@@ -289,7 +297,7 @@ class VerifyLane:
             return self._silence_timeout_s
         return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
 
-    def _keep_books(self, report: StepReport, between_ms: float) -> None:
+    def _keep_books(self, report: StepReport, between_ms: float | None) -> None:
         """Before the sessions commit: the books go by the lengths that the step had. `between_ms` from the report before to the hand-in."""
         verified = [
             Verified(one.session, one.limits, one.tree, one.kept, result.accepted, one.draft_ms)

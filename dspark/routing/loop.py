@@ -12,11 +12,13 @@ from dspark.routing.admission import check_promises, promise_of
 from dspark.routing.drafts import DraftSource
 from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.fleet import DrafterFleet
-from dspark.routing.lanes import Drafted, Verdict, VerifyLane
+from dspark.routing.lanes import Verdict, VerifyLane
 from dspark.routing.observer import Observer
-from dspark.routing.rounds import MOST_USUAL_NEWS
 from dspark.routing.target_economy import TargetEconomy
 from dspark.session import Session, TokenChunk
+
+REST_S = 0.005
+"""A client that takes longer to take its tokens has let the session rest."""
 
 
 class SpeculativeLoop:
@@ -71,8 +73,11 @@ class SpeculativeLoop:
                 drafts.learn(verdict.result)
                 chunk = session.commit(verdict.result, num_drafted=len(drafted.tree), num_selected=verdict.num_selected)
                 round_ms = (time.perf_counter() - started) * 1e3
-                self._learn(session, lane, chunk, drafted, verdict, round_ms)
+                self._learn(session, lane, chunk, verdict, round_ms)
+                handed_over = time.perf_counter()
                 yield chunk
+                if time.perf_counter() - handed_over > REST_S:
+                    lane.is_disturbed = True
         finally:
             lane.books.leave(session)
             self._observer.session_ended(session, session.finish_reason)
@@ -92,15 +97,11 @@ class SpeculativeLoop:
             check_promises(lane.books.load(self._drafters.tau), promise_of(session, self._drafters.tau(session)))
         lane.books.enter(session)
 
-    def _learn(
-        self, session: Session, lane: VerifyLane, chunk: TokenChunk, drafted: Drafted, verdict: Verdict, round_ms: float
-    ) -> None:
+    def _learn(self, session: Session, lane: VerifyLane, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)
         if chunk.num_drafted > 0:
-            # A context that was read first is read once: it says nothing of whether the rounds after it pay.
-            counts_little = verdict.explored or drafted.num_news > MOST_USUAL_NEWS
             pace, num_sessions = verdict.plain_tokens_per_second, lane.books.num_sessions
-            self.economy.round_done(DraftedRound(session, len(chunk.token_ids), round_ms, pace, counts_little, num_sessions))
+            self.economy.round_done(DraftedRound(session, len(chunk.token_ids), round_ms, pace, verdict.explored, num_sessions))
         self._observer.round_done(session, chunk, round_ms)
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:

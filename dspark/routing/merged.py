@@ -42,9 +42,9 @@ class MergedDrafts:
         return self._main.num_told
 
     @property
-    def drafter_free_since_s(self) -> float:
+    def call_began_s(self) -> float:
         """See DraftSource; the other one is not waited for."""
-        return self._main.drafter_free_since_s
+        return self._main.call_began_s
 
     def learn(self, result: VerifyResult) -> None:
         """See DraftSource."""

@@ -10,7 +10,8 @@ from dspark.session import Session
 from dspark.tree import CandidateTree
 
 MOST_USUAL_NEWS = 24
-"""Tokens of a session's context; a draft for which more are to be told first is of no use for learning what the next one takes."""
+"""Tokens of a session's context, beyond what two drafts can commit; a draft for which more are to be told first is of no use for learning
+what the next one takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

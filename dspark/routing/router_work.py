@@ -2,17 +2,18 @@
 ask, check and choose. On a small target that is a tenth of a round, and drafts double it.
 
 Learned by number of sessions. Between two known numbers it is taken to be on a line; fewer sessions than were seen take their share, more
-take as much as the most that were: what is not known is hoped for, and so gets known. Pure; no clock.
+take as much as the most that were. While nothing is drafted, what drafts add fades: it is hoped to be less, and found out. Pure; no clock.
 """
 
 import math
 from collections import defaultdict
 
+from dspark.scheduling.robust_mean import RobustMean
+
 GAIN = 0.1
 """Of what a round differs from the mean."""
-MOST_SURPRISE = 1.0
-"""Of the mean, as it is counted: a stall is no bookkeeping."""
-LEAST_SURPRISE_MS = 0.5
+FADE = 0.999
+"""Of what drafts add, with every round without them: half of it is forgotten after about 700."""
 BUCKETS_PER_OCTAVE = 2
 
 
@@ -29,8 +30,15 @@ class RouterWork:
         self._plain.observe(num_sessions, between_ms)
 
     def drafted_round(self, drafter: str, num_sessions: int, num_drafted: int, between_ms: float) -> None:
-        """The same without the drafting calls themselves, where so many sessions had drafts."""
-        self._drafted[drafter].observe(num_drafted, between_ms - self._plain.ms(num_sessions))
+        """The same without the drafting calls themselves, where so many sessions had drafts. No plain round can take longer."""
+        added_ms = between_ms - self._plain.ms(num_sessions)
+        if added_ms < 0:
+            self._plain.observe(num_sessions, between_ms)
+        self._drafted[drafter].observe(num_drafted, added_ms)
+
+    def round_skipped(self, drafter: str) -> None:
+        """A round of its sessions without a draft."""
+        self._drafted[drafter].scale(FADE)
 
     def plain_ms(self, num_sessions: int) -> float:
         """What every round of so many sessions takes; 0 until one was seen."""
@@ -45,28 +53,24 @@ class _ByNumber:
     """Means by number of sessions, of about the same numbers together."""
 
     def __init__(self) -> None:
-        self._means: dict[int, tuple[float, float]] = {}
-        """By bucket: mean number of sessions, mean ms."""
+        self._means: dict[int, tuple[float, RobustMean]] = {}
+        """By bucket: mean number of sessions, and their ms."""
 
     def observe(self, number: int, ms: float) -> None:
         bucket = round(BUCKETS_PER_OCTAVE * math.log2(number))
-        if bucket in self._means:
-            mean_number, mean_ms = self._means[bucket]
-            seen_ms = _counted(ms, mean_ms)
-            self._means[bucket] = (mean_number + GAIN * (number - mean_number), mean_ms + GAIN * (seen_ms - mean_ms))
-        else:
-            share_ms = max((mean_ms * max(1.0, number / mean_number) for mean_number, mean_ms in self._means.values()), default=math.inf)
-            self._means[bucket] = (number, _counted(ms, share_ms))
+        mean_number, mean = self._means.get(bucket, (number, RobustMean(GAIN)))
+        mean.observe(max(0.0, ms))
+        self._means[bucket] = (mean_number + GAIN * (number - mean_number), mean)
+
+    def scale(self, factor: float) -> None:
+        for _, mean in self._means.values():
+            mean.scale(factor)
 
     def ms(self, number: int) -> float:
-        below = max((point for point in self._means.values() if point[0] <= number), default=(0.0, 0.0))
-        above = min((point for point in self._means.values() if point[0] > number), default=None)
+        points = [(mean_number, mean.mean) for mean_number, mean in self._means.values()]
+        below = max((point for point in points if point[0] <= number), default=(0.0, 0.0))
+        above = min((point for point in points if point[0] > number), default=None)
         if above is None:
             return below[1]
         share = (number - below[0]) / (above[0] - below[0])
         return below[1] + share * (above[1] - below[1])
-
-
-def _counted(ms: float, known_ms: float) -> float:
-    """As it is believed beside what is known."""
-    return max(0.0, min(ms, known_ms + max(LEAST_SURPRISE_MS, MOST_SURPRISE * known_ms)))

@@ -134,8 +134,8 @@ class TargetEconomy:
         return session.base_length - self._told.get(session.session_id, 0)
 
     def explores(self, session: Session) -> bool:
-        """True while the session's round in hand is drafted to find out what that brings."""
-        return self._decisions.explores(session.session_id)
+        """True while the session's round in hand is drafted to find out what that brings, or because drafting has just begun anew."""
+        return self._decisions.explores(session.session_id) or self._decisions.begins(self._regime_of(session))
 
     def plan(self, waiting: Sequence[Waiting]) -> Plan:
         """Which candidates go to the target in the step that is about to begin."""
@@ -185,6 +185,7 @@ class TargetEconomy:
             costs.fixed_ms,
             1.0 + self._mean_kept,
             0.0 if draft_ms is None else float(draft_ms[-1]),
+            costs.fixed_session_ms,
         )
 
     def wait_ms(self, num_ready: int, in_flight: Sequence[InFlight]) -> float:
@@ -266,18 +267,18 @@ class TargetEconomy:
         self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
 
     def _learn_router_work(self, rows: int, verified: Sequence[Verified], between_ms: float | None) -> None:
-        """What lies between two steps that all sessions share is the router's, but for the calls of drafters; where several targets share
-        drafters, the others' calls are taken for its own, and less is learned than there is."""
-        is_whole = len(verified) == self.num_sessions and rows == sum(1 + len(one.kept) for one in verified)
+        """What lies between two steps that all sessions share is the router's, but for the calls of drafters. Where calls go beside each
+        other, on several replicas or for several targets, their sum is too much, and less is learned than there is, or nothing."""
+        is_whole = 0 < len(verified) == self.num_sessions and rows == sum(1 + len(one.kept) for one in verified)
         was_whole, self._was_whole = self._was_whole, is_whole
         calls_ms, self._drafting_ms = self._economy.drafting_ms - self._drafting_ms, self._economy.drafting_ms
-        drafted = [one.session for one in verified if not one.limits.skips]
-        is_usual = all(self._news(session) <= MOST_USUAL_NEWS for session in drafted)
-        if between_ms is None or not (is_whole and was_whole and is_usual):
+        drafted = [one for one in verified if not one.limits.skips]
+        is_usual = all(self._news(one.session) <= MOST_USUAL_NEWS + 2 * one.limits.max_depth for one in drafted)
+        if between_ms is None or between_ms < calls_ms or not (is_whole and was_whole and is_usual):
             return
         if not drafted:
             self._economy.router_work.plain_round(len(verified), between_ms)
-        elif (name := drafted[0].drafter) is not None:
+        elif (name := drafted[0].session.drafter) is not None:
             self._economy.router_work.drafted_round(name, len(verified), len(drafted), between_ms - calls_ms)
 
     def _plain_surprise(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:

@@ -59,8 +59,11 @@ class RoundCosts:
         if missing <= 0:
             return self
         step_ms = np.maximum(self.step_ms - missing * self.session_ms, LEAST_LEFT * self.step_ms)
-        fixed_ms = max(0.0, self.fixed_ms - missing * self.fixed_session_ms)
-        return replace(self, step_ms=step_ms, fixed_ms=fixed_ms, num_sessions=num_sessions)
+        return replace(self, step_ms=step_ms, fixed_ms=self.fixed_of(num_sessions), num_sessions=num_sessions)
+
+    def fixed_of(self, num_sessions: int) -> float:
+        """fixed_ms where so many sessions share a step."""
+        return max(0.0, self.fixed_ms - max(0, self.num_sessions - num_sessions) * self.fixed_session_ms)
 
     def step_of(self, rows: float) -> float:
         """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up."""

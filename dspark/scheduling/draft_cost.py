@@ -1,10 +1,10 @@
 """What a drafting call costs, learned from the calls themselves: draft_ms as a + b sessions + c depth + d sessions depth + e news
 + f side nodes, none negative.
 
-Exponentially forgetful least squares, pure, no clock; a call weighs the less the longer it took, or one that reads the prompts of many
-sessions, ten times as long as the next one, would drown what that one says. The terms are those of real drafters: a call's fixed cost,
-what each session adds, one forward after the other for each position, the rows of those forwards, the context that is news to the
-drafter (a session's first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next
+Exponentially forgetful least squares, pure, no clock; a call weighs the less the longer it is expected to take, or one that reads the
+prompts of many sessions, ten times as long as the next one, would drown what that one says. The terms are those of real drafters: a call's
+fixed cost, what each session adds, one forward after the other for each position, the rows of those forwards, the context that is news to
+the drafter (a session's first draft reads its whole prompt, one after a pause what was committed meanwhile, and neither says what the next
 costs), and the candidates that make a tree of a chain of the same depth.
 """
 
@@ -20,8 +20,8 @@ DECAY = 0.98
 """Of a call's weight with every later one: about the last 50 count."""
 RIDGE = 1e-4
 """Pull towards 0, relative to each term's own size: decides where calls of one shape only cannot tell the terms apart."""
-MAX_SURPRISE = 3.0
-"""A call counts as at most so many times what was expected, once there is an expectation."""
+MAX_SURPRISE = 2.5
+"""A call counts as at most so many times what was expected, and at least as its inverse, once there is an expectation."""
 CALLS_BEFORE_DOUBT = 5
 REFIT_AFTER = 8
 """Calls that were as expected; one that was not is learned from at once."""
@@ -32,6 +32,8 @@ FITTED_AT_ONCE = 16
 NUM_TERMS = 6
 USUAL_NEWS = 3.0
 """Tokens of news per session of a call that follows the one before."""
+UNUSUAL = 3.0
+"""Times as many."""
 
 _SUBSETS = [list(kept) for size in range(NUM_TERMS, 0, -1) for kept in combinations(range(NUM_TERMS), size)]
 
@@ -57,6 +59,8 @@ class DraftCost:
         self._num_calls = 0
         self._num_fitted = 0
         self._is_surprised = False
+        self.knows_news = False
+        """True once a call had clearly more news than usual: before, what a token of them costs is a guess."""
         self.most_sessions = 0
         """Of one call: what more of them cost at once is a guess."""
 
@@ -71,11 +75,12 @@ class DraftCost:
         if sessions < 1 or not 0.0 <= depth < math.inf or not 0.0 < draft_ms < math.inf:
             return
         expected = self.ms(sessions, depth, news, side_nodes) if self._num_calls >= CALLS_BEFORE_DOUBT else None
-        seen = draft_ms if not expected else min(draft_ms, MAX_SURPRISE * expected)
-        shares = _terms(sessions, depth, news, side_nodes) / seen**0.5
-        self._products = DECAY * self._products + np.outer(shares, shares)
-        self._projections = DECAY * self._projections + seen**0.5 * shares
+        seen = draft_ms if not expected else min(max(draft_ms, expected / MAX_SURPRISE), MAX_SURPRISE * expected)
+        terms, weight = _terms(sessions, depth, news, side_nodes), 1.0 / (expected or seen)
+        self._products = DECAY * self._products + weight * np.outer(terms, terms)
+        self._projections = DECAY * self._projections + weight * seen * terms
         self._num_calls += 1
+        self.knows_news |= news is not None and news > UNUSUAL * USUAL_NEWS * sessions
         self._is_surprised |= expected is not None and abs(draft_ms - expected) > SURPRISE * expected
         self.most_sessions = max(self.most_sessions, sessions)
 

@@ -147,7 +147,8 @@ def _tried(outlook: DraftOutlook) -> _Tried:
 
     drafted = np.minimum(most_nodes, SPREAD * per_session)
     surplus = (drafted - per_session) / np.maximum((SPREAD - 1.0) * per_session, 1e-9)  # [B + 1] 0..1: none where there is no room
-    chosen_gains = np.minimum(gains * (1.0 + SPREAD_GAIN * (1.0 - 1.0 / num_drafting) * surplus), per_session)
+    most_gains = np.minimum(per_session, np.arange(len(gains))[:, np.newaxis])
+    chosen_gains = np.minimum(gains * (1.0 + SPREAD_GAIN * (1.0 - 1.0 / num_drafting) * surplus), most_gains)
     rates, spread_rates = rates_of(gains, per_session), rates_of(chosen_gains, drafted)
     spreads = spread_rates > rates
     return _Tried(np.where(spreads, spread_rates, rates), 1.0 + np.where(spreads, chosen_gains, gains), spreads)

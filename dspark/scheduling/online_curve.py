@@ -16,6 +16,7 @@ from collections import deque
 import numpy as np
 
 from dspark.scheduling.curve import Floats, Ints, ThroughputCurve, find_jumps, isotonic, sessions_measured, staircase
+from dspark.scheduling.robust_mean import RobustMean
 
 STEP_DECAY = 0.999
 """Of all evidence, with every step: half of it is forgotten after about 700 steps."""
@@ -33,8 +34,6 @@ LEAST_WEIGHT = 0.05
 """In steps, of a row count that was not seen."""
 NEIGHBOUR_REACH = 0.35
 """Octaves of rows over which evidence of a neighbour falls to 1/e."""
-OVERHEAD_GAIN = 0.05
-FIRST_ROUNDS = 5
 
 MIN_ROW_COUNTS = 3
 KEPT_STEPS = 25
@@ -48,7 +47,7 @@ class OnlineCurve:
         """`profile` is what the replica measured at its start; None: steps will have to do."""
         self._own = _OwnCurve()
         self._corrections = None if profile is None else _Corrections(profile)
-        self._overhead = _RobustMean()
+        self._overhead = RobustMean()
 
     def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None = None) -> None:
         """A step of the target (`StepReport.batch_rows`, `verify_ms`); `context_tokens` as in ThroughputCurve. No rows, no news.
@@ -208,21 +207,3 @@ class _DecayedMean:
     def mean_over(self, prior: float) -> float:
         """With the prior counting for PRIOR_WEIGHT values."""
         return (self._sum + PRIOR_WEIGHT * prior) / (self._weight + PRIOR_WEIGHT)
-
-
-class _RobustMean:
-    """Exponential mean of times. It starts as a median, because the first rounds warm caches; later, one very long value counts as twice
-    the mean."""
-
-    def __init__(self) -> None:
-        self.mean = 0.0
-        self._first: list[float] = []
-
-    def observe(self, value: float) -> None:
-        if not math.isfinite(value):
-            return
-        if len(self._first) < FIRST_ROUNDS:
-            self._first.append(value)
-            self.mean = statistics.median_low(self._first)
-        else:
-            self.mean += OVERHEAD_GAIN * (min(value, 2.0 * self.mean + 0.1) - self.mean)

@@ -50,7 +50,7 @@ class WaveCosts:
 
     def fixed_of(self, num_sessions: int) -> float:
         """f(s) in ms."""
-        return self.costs.of_sessions(num_sessions).fixed_ms
+        return self.costs.fixed_of(num_sessions)
 
     def draft_of(self, num_sessions: int) -> float:
         """d(s) in ms; beyond the table, several drafts one after the other."""

@@ -316,3 +316,17 @@ async def test_while_nobody_knows_what_the_target_costs_no_promise_is_refused() 
     house.targets.curve = None
     assert await house.text_of(promised("s", 1e5)) == LAW.continuation((1, 2, 3), GREEDY, 40)
     await house.loop.stop()
+
+
+async def consumed(house: House, session: Session, rest_s: float) -> None:
+    async for _ in house.loop.run(session, speculate=False):
+        await asyncio.sleep(rest_s)
+
+
+async def test_a_client_that_takes_its_time_is_no_work_of_the_routers() -> None:
+    """Steps of 1 ms; who rests 20 ms after each of them would make a router of 20 ms a round."""
+    house = House(None)
+    await consumed(house, session_named("a", max_tokens=12), rest_s=0.02)
+    assert house.loop.economy.router_work.plain_ms(1) < 5.0
+    await consumed(house, session_named("b", max_tokens=12), rest_s=0.0)
+    assert 0 < house.loop.economy.router_work.plain_ms(1) < 5.0

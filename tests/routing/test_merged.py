@@ -20,7 +20,7 @@ class OneTree:
     features_from = -1
     answered_to = DraftLimits(3, 2, 3)
     num_told = 0
-    drafter_free_since_s = 0.0
+    call_began_s = 0.0
 
     def __init__(self, tree: CandidateTree, fault: Exception | None = None) -> None:
         self.tree = tree

@@ -31,9 +31,10 @@ class LateDrafts:
         self.arrives = asyncio.Event()
         self.answered_to = SKIP
         self.num_told = 0
-        self.drafter_free_since_s = 0.0
+        self.call_began_s = 0.0
 
     async def propose(self, limits: DraftLimits) -> CandidateTree:
+        self.call_began_s = asyncio.get_running_loop().time()
         await self.arrives.wait()
         self.answered_to = limits
         return CandidateTree.chain([1], [0.9])
@@ -120,7 +121,20 @@ async def test_a_draft_that_was_asked_for_while_its_drafter_worked_for_others_is
     """Else the sessions it comes for and those that had their drafts before would go by turns for good, each paying a step of its own."""
     async with house_with_a_draft_on_its_way(400.0) as (house, drafts, late):
         await asyncio.sleep(0.45)
-        drafts.drafter_free_since_s = asyncio.get_running_loop().time()
+        drafts.call_began_s = asyncio.get_running_loop().time()
+        ready = house.ready(house.sessions[0])
+        await asyncio.sleep(0.05)
+        assert house.target.batches == []
+        drafts.arrives.set()
+        await asyncio.wait_for(asyncio.gather(late, ready), 10)
+        assert house.target.batches == [("a", "b")]
+
+
+async def test_a_draft_whose_call_has_still_to_begin_is_not_taken_for_half_done() -> None:
+    """Its drafter works for others since before it was asked."""
+    async with house_with_a_draft_on_its_way(400.0) as (house, drafts, late):
+        drafts.call_began_s -= 0.2
+        await asyncio.sleep(0.45)
         ready = house.ready(house.sessions[0])
         await asyncio.sleep(0.05)
         assert house.target.batches == []

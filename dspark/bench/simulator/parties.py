@@ -53,8 +53,8 @@ class SimulatedDrafter:
 
     waiting: list[SimulatedSession] = field(default_factory=list)
     drafting: list[SimulatedSession] = field(default_factory=list)
-    free_since_ms: float = 0.0
-    """When it ended a call last."""
+    began_ms: float = 0.0
+    """When the call in hand began, or the last one."""
     num_sessions: int = 0
 
 

@@ -96,11 +96,12 @@ class Simulation:
     def _at(self, time_ms: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time_ms, next(self._order), action))
 
-    def _occupy(self, busy_ms: float, done: Callable[[], None]) -> None:
-        """Run a job on a replica; on one processor, after all jobs before it."""
+    def _occupy(self, busy_ms: float, done: Callable[[], None]) -> float:
+        """Run a job on a replica; on one processor, after all jobs before it. Returns when it begins."""
         start_ms = max(self.now_ms, self._processor_free_ms) if self._setup.one_processor else self.now_ms
         self._processor_free_ms = start_ms + busy_ms
         self._at(start_ms + busy_ms, done)
+        return start_ms
 
     # Clients
 
@@ -165,10 +166,10 @@ class Simulation:
             return
         drafter.drafting, drafter.waiting = drafter.waiting, []
         busy_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting))
-        self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
+        drafter.began_ms = self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
 
     def _end_draft(self, drafter: SimulatedDrafter, busy_ms: float) -> None:
-        batch, drafter.drafting, drafter.free_since_ms = drafter.drafting, [], self.now_ms
+        batch, drafter.drafting = drafter.drafting, []
         self.tally.draft_ms += busy_ms
         self._router.draft_done(len(batch), _depth_of(batch), busy_ms)
         for session in batch:
@@ -206,7 +207,7 @@ class Simulation:
             session.kept = kept[session.session_id]
             session.explored = target.books.explores(session.session)
             target.submitted[session.session_id] = session
-        target.submitted_ms = self.now_ms
+        target.submitted_ms = self.now_ms + self._setup.router.ms(num_fired)
         return num_fired
 
     def _waits_for_drafts(self, target: SimulatedTarget) -> bool:
@@ -222,9 +223,11 @@ class Simulation:
 
     def _drafted_for_ms(self, session: SimulatedSession) -> float:
         """How long its draft has been worked on: not while its drafter worked for others, and on one processor not beside its target."""
-        since_ms = max(session.began_ms, session.drafter.free_since_ms)
+        if session not in session.drafter.drafting:
+            return 0.0
+        since_ms = session.drafter.began_ms
         beside_ms = max(0.0, session.target.free_since_ms - since_ms) if self._setup.one_processor else 0.0
-        return self.now_ms - since_ms - beside_ms
+        return max(0.0, self.now_ms - since_ms - beside_ms)
 
     def _drafts_in_flight(self, target: SimulatedTarget) -> list[SimulatedSession]:
         return [s for drafter in self._drafters for s in (*drafter.drafting, *drafter.waiting) if s.target is target]

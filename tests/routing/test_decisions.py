@@ -99,6 +99,21 @@ def test_what_drafters_have_missed_must_be_worth_telling(told_ms: float, begins:
     assert books.decided(session).skips is not begins
 
 
+def test_the_first_step_of_drafting_that_begins_anew_is_not_held_against_drafts_and_the_next_ones_are() -> None:
+    """In the first, drafters are told all that they missed; a session that comes later has to be told its prompt like any other."""
+    books = Books(FLAT)
+    session = books.session("a")
+    books.drafts_cost(1.0)
+    known(books, session, LIKELY, (4, 3, 3, 1))
+    assert not books.decided(session).skips
+    assert books.target.explores(session)
+    for _ in range(2):
+        books.step(session, LIKELY, 3)
+        assert not books.decided(session).skips
+    assert not books.target.explores(session)
+    assert not books.target.explores(books.session("b"))
+
+
 def test_a_slow_first_call_is_not_the_end_of_a_drafter_that_pays() -> None:
     """It has to load what later ones find loaded: 200 ms where the others take 5."""
     books = Books(FLAT)

@@ -60,6 +60,22 @@ async def test_a_dropped_draft_lane_tells_those_who_wait_that_the_drafter_is_gon
             await task
 
 
+async def test_a_lane_tells_when_its_call_in_hand_began_so_that_what_waits_for_the_next_one_is_known() -> None:
+    drafter = FakeDrafter(ToyLaw().guess, delay_s=60)
+    lane, clock = DraftLane(drafter, CountingObserver()), asyncio.get_running_loop().time
+    assert lane.call_began_s == 0
+    asked_s = clock()
+    running = asyncio.create_task(lane.draft(drafted("a")))
+    await asyncio.sleep(0.01)
+    began_s, later_s = lane.call_began_s, clock()
+    assert asked_s <= began_s <= later_s
+    waiting = asyncio.create_task(lane.draft(drafted("b")))
+    await asyncio.sleep(0.01)
+    assert lane.call_began_s == began_s < later_s
+    await lane.stop()
+    await asyncio.gather(running, waiting, return_exceptions=True)
+
+
 async def test_what_a_call_cost_is_told_with_the_context_that_was_news_and_the_candidates_beyond_chains() -> None:
     told: list[tuple[int, int, int, int]] = []
     drafter = FakeDrafter(ToyLaw().guess)

@@ -117,24 +117,13 @@ async def test_a_drafter_that_hangs_is_waited_for_as_long_as_a_draft_takes_and_n
         assert house.target.batches == [("a",)]
 
 
-async def test_a_draft_that_was_asked_for_while_its_drafter_worked_for_others_is_waited_for_as_long() -> None:
-    """Else the sessions it comes for and those that had their drafts before would go by turns for good, each paying a step of its own."""
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_what_a_draft_waited_for_its_drafter_is_no_part_of_what_it_takes(has_begun: bool) -> None:
+    """Its call has just begun, or is still to begin; else the sessions it comes for and those that had their drafts before would go by
+    turns for good, each paying a step of its own."""
     async with house_with_a_draft_on_its_way(400.0) as (house, drafts, late):
         await asyncio.sleep(0.45)
-        drafts.call_began_s = asyncio.get_running_loop().time()
-        ready = house.ready(house.sessions[0])
-        await asyncio.sleep(0.05)
-        assert house.target.batches == []
-        drafts.arrives.set()
-        await asyncio.wait_for(asyncio.gather(late, ready), 10)
-        assert house.target.batches == [("a", "b")]
-
-
-async def test_a_draft_whose_call_has_still_to_begin_is_not_taken_for_half_done() -> None:
-    """Its drafter works for others since before it was asked."""
-    async with house_with_a_draft_on_its_way(400.0) as (house, drafts, late):
-        drafts.call_began_s -= 0.2
-        await asyncio.sleep(0.45)
+        drafts.call_began_s = asyncio.get_running_loop().time() if has_begun else drafts.call_began_s - 0.2
         ready = house.ready(house.sessions[0])
         await asyncio.sleep(0.05)
         assert house.target.batches == []

@@ -134,13 +134,17 @@ class VerifyLane:
         """Event loop's time in seconds of the last report."""
         self._silent_since = 0.0
         """Event loop's time in seconds: of the last report, or of the first round after a pause."""
-        self.is_disturbed = False
+        self._is_disturbed = False
         """True where the time from the last report to the next hand-in says nothing of the router: a client rested, a draft was late."""
 
     @property
     def lost(self) -> bool:
         """True once the target was given up; a new lane may find it well again."""
         return self._lost is not None
+
+    def disturb(self) -> None:
+        """Something that is no work of the router's holds up the next hand-in."""
+        self._is_disturbed = True
 
     async def drafted(self, session: Session, drafts: Proposer) -> Drafted:
         """A session's candidates, as many as pay; the lane knows meanwhile that they are on their way."""
@@ -154,7 +158,7 @@ class VerifyLane:
             del self._drafting[session.session_id]
         draft_ms = (asyncio.get_running_loop().time() - started) * 1e3 if len(tree) else 0.0
         if not limits.skips and drafts.answered_to.skips:
-            self.is_disturbed = True
+            self.disturb()
         return Drafted(tree, drafts.answered_to, draft_ms, started)
 
     async def verify(self, session: Session, drafted: Drafted, features_from: int = NO_FEATURES) -> Verdict:
@@ -265,7 +269,7 @@ class VerifyLane:
 
     def _between_ms(self) -> float | None:
         """From the report before to the hand-in; None where that says nothing."""
-        is_disturbed, self.is_disturbed = self.is_disturbed, False
+        is_disturbed, self._is_disturbed = self._is_disturbed, False
         return None if is_disturbed else (self._submitted_s - self._free_since_s) * 1e3
 
     async def _next_report(self) -> StepReport:

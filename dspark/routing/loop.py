@@ -77,7 +77,7 @@ class SpeculativeLoop:
                 handed_over = time.perf_counter()
                 yield chunk
                 if time.perf_counter() - handed_over > REST_S:
-                    lane.is_disturbed = True
+                    lane.disturb()
         finally:
             lane.books.leave(session)
             self._observer.session_ended(session, session.finish_reason)

@@ -55,20 +55,26 @@ class RoundCosts:
 
     def of_sessions(self, num_sessions: int) -> "RoundCosts":
         """The same where only so many of the sessions share a step."""
-        missing = self.num_sessions - num_sessions
-        if missing <= 0:
+        if num_sessions >= self.num_sessions:
             return self
-        step_ms = np.maximum(self.step_ms - missing * self.session_ms, LEAST_LEFT * self.step_ms)
-        return replace(self, step_ms=step_ms, fixed_ms=self.fixed_of(num_sessions), num_sessions=num_sessions)
+        step_ms, fixed_ms = self._shared_by(num_sessions, self.step_ms), self.fixed_of(num_sessions)
+        return replace(self, step_ms=step_ms, fixed_ms=fixed_ms, num_sessions=num_sessions)
+
+    def _shared_by(self, num_sessions: int, step_ms: Milliseconds) -> Milliseconds:
+        """Steps without what the sessions add that have no part in them."""
+        missing = max(0, self.num_sessions - num_sessions)
+        return np.maximum(step_ms - missing * self.session_ms, LEAST_LEFT * step_ms)
 
     def fixed_of(self, num_sessions: int) -> float:
         """fixed_ms where so many sessions share a step."""
         return max(0.0, self.fixed_ms - max(0, self.num_sessions - num_sessions) * self.fixed_session_ms)
 
-    def step_of(self, rows: float) -> float:
-        """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up."""
+    def step_of(self, rows: float, num_sessions: int | None = None) -> float:
+        """Step of so many rows, in ms; whole numbers of rows are looked up, others rounded up. `num_sessions` share it; None: all."""
         whole = max(1, int(np.ceil(rows)))
-        return float(self.steps_ms(whole, whole)[0])
+        known = self.step_ms[min(whole, self.max_rows)]
+        shared = known if num_sessions is None else self._shared_by(num_sessions, known)
+        return float(shared) * max(1.0, whole / self.max_rows)
 
     def round_of(self, rows: float) -> float:
         """Such a step with what every round costs beside it, in ms; without drafts."""

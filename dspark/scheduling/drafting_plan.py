@@ -139,16 +139,24 @@ def _tried(outlook: DraftOutlook) -> _Tried:
     gains = outlook.gains[:, low] + (per_session - low) * (outlook.gains[:, high] - outlook.gains[:, low])
     steps_ms = costs.steps_ms(num_sessions, num_sessions + budget)
     chains_ms = steps_ms + costs.fixed_ms + outlook.draft_ms[:, np.newaxis]  # [D + 1, B + 1]
-
-    def rates_of(gains: Floats, drafted: Floats) -> Floats:
-        side_nodes = num_drafting * np.maximum(0.0, drafted - np.arange(len(gains))[:, np.newaxis])
-        side_nodes[0] = 0.0  # where nothing is drafted
-        return np.asarray(1e3 * (num_sessions + num_drafting * gains) / (chains_ms + outlook.side_node_ms * side_nodes))
-
     drafted = np.minimum(most_nodes, SPREAD * per_session)
-    surplus = (drafted - per_session) / np.maximum((SPREAD - 1.0) * per_session, 1e-9)  # [B + 1] 0..1: none where there is no room
-    most_gains = np.minimum(per_session, np.arange(len(gains))[:, np.newaxis])
-    chosen_gains = np.minimum(gains * (1.0 + SPREAD_GAIN * (1.0 - 1.0 / num_drafting) * surplus), most_gains)
-    rates, spread_rates = rates_of(gains, per_session), rates_of(chosen_gains, drafted)
+    spread_gains = _spread_gains(gains, per_session, drafted, num_drafting)
+    rates = _rates(outlook, gains, chains_ms, per_session)
+    spread_rates = _rates(outlook, spread_gains, chains_ms, drafted)
     spreads = spread_rates > rates
-    return _Tried(np.where(spreads, spread_rates, rates), 1.0 + np.where(spreads, chosen_gains, gains), spreads)
+    return _Tried(np.where(spreads, spread_rates, rates), 1.0 + np.where(spreads, spread_gains, gains), spreads)
+
+
+def _spread_gains(gains: Floats, per_session: Floats, drafted: Floats, num_drafting: int) -> Floats:  # [D + 1, B + 1]
+    """With `drafted` [B + 1] candidates of each for the planner to choose `per_session` [B + 1] from in the mean."""
+    surplus = (drafted - per_session) / np.maximum((SPREAD - 1.0) * per_session, 1e-9)  # [B + 1] 0..1: none where there is no room
+    most = np.minimum(per_session, np.arange(len(gains))[:, np.newaxis])
+    return np.minimum(gains * (1.0 + SPREAD_GAIN * (1.0 - 1.0 / num_drafting) * surplus), most)
+
+
+def _rates(outlook: DraftOutlook, gains: Floats, chains_ms: Floats, drafted: Floats) -> Floats:  # [D + 1, B + 1]
+    """Of rounds that take `chains_ms` [D + 1, B + 1] with chains, where `drafted` [B + 1] candidates are drafted of each session."""
+    num_sessions, num_drafting = outlook.num_sessions, outlook.num_drafting
+    side_nodes = num_drafting * np.maximum(0.0, drafted - np.arange(len(gains))[:, np.newaxis])
+    side_nodes[0] = 0.0  # where nothing is drafted
+    return np.asarray(1e3 * (num_sessions + num_drafting * gains) / (chains_ms + outlook.side_node_ms * side_nodes))

@@ -46,7 +46,7 @@ class WaveCosts:
 
     def step_of(self, num_sessions: int) -> float:
         """t(s) in ms."""
-        return self.costs.of_sessions(num_sessions).step_of(num_sessions * (1.0 + self.nodes_per_session))
+        return self.costs.step_of(num_sessions * (1.0 + self.nodes_per_session), num_sessions)
 
     def fixed_of(self, num_sessions: int) -> float:
         """f(s) in ms."""

@@ -38,3 +38,10 @@ def test_a_step_of_fewer_sessions_lacks_what_the_others_add() -> None:
     assert costs.of_sessions(4) is costs
     assert costs.of_sessions(9) is costs
     assert RoundCosts(costs.step_ms, num_sessions=4, session_ms=100.0).of_sessions(1).step_of(1) > 0
+
+
+@pytest.mark.parametrize("rows", [1, 2.5, 4, 9])
+@pytest.mark.parametrize("num_sessions", [1, 3, 4, 7])
+def test_a_step_of_some_of_the_sessions_is_that_of_the_costs_of_so_many(rows: float, num_sessions: int) -> None:
+    costs = RoundCosts(np.asarray([0.0, 21.0, 22.0, 23.0, 24.0]), num_sessions=4, session_ms=4.0)
+    assert costs.step_of(rows, num_sessions) == pytest.approx(costs.of_sessions(num_sessions).step_of(rows))

@@ -84,8 +84,11 @@ class OnlineCurve:
 
 
 class _Corrections:
-    """What a session adds, and log(real / expected with that) by row count, as decayed sums; what is known of one counts a little for its
-    neighbours."""
+    """What a session adds, and log(real / expected with that) by row count; what is known of one counts a little for its neighbours.
+
+    Sums of what was seen are kept, not of logarithms: what a session adds is learned meanwhile, and what has found its reason there must
+    not count a second time as a factor of the row counts that were seen before.
+    """
 
     def __init__(self, profile: ThroughputCurve) -> None:
         self._profile = profile
@@ -93,29 +96,25 @@ class _Corrections:
         reach = np.exp(-np.abs(octaves[:, None] - octaves[None, :]) / NEIGHBOUR_REACH)
         self._reach: Floats = reach - np.eye(len(octaves))  # [M, M] nothing of oneself
         self._octaves: Floats = octaves  # [M]
-        self._sums = np.zeros(len(octaves))  # [M]
-        self._weights = np.zeros(len(octaves))  # [M]
+        self._seen = np.zeros((4, len(octaves)))  # [4, M] decayed sums by row count: of 1, ms, ms as profiled, and sessions that add to it
+        self._late = np.zeros(4)  # [4] the same of all row counts together
         self._added = (0.0, 0.0)
-        """Of late steps, older ones faded: ms beyond the profile, and the sessions that share the blame."""
+        """Of late steps, older ones faded: ms beyond the profile times sessions, and sessions squared, both over the expected ms squared."""
         self._usual_sessions = _DecayedMean(SESSION_DECAY)
         """Of late steps."""
-        self._overall = _DecayedMean(OWN_DECAY)
         self._log_ratios = np.zeros(len(octaves))  # [M]
 
     def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None) -> None:
         profiled_ms = float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0])
         sessions = int(sessions_measured(rows)) if num_sessions is None else num_sessions
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
-        added_ms = float(self._added_ms(sessions))
-        expected_ms = (profiled_ms + added_ms) * math.exp(float(self._log_ratios[nearest]))
+        expected_ms = (profiled_ms + float(self._added_ms(sessions))) * math.exp(float(self._log_ratios[nearest]))
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
-        self._add(seen_ms - profiled_ms, sessions)
-        log_ratio = math.log(seen_ms / (profiled_ms + float(self._added_ms(sessions))))
-        self._sums *= STEP_DECAY
-        self._weights *= STEP_DECAY
-        self._sums[nearest] = OWN_DECAY * self._sums[nearest] + log_ratio
-        self._weights[nearest] = OWN_DECAY * self._weights[nearest] + 1.0
-        self._overall.add(log_ratio)
+        self._add(seen_ms - profiled_ms, sessions, expected_ms)
+        step = np.asarray([1.0, seen_ms, profiled_ms, float(self._sessions_that_add(sessions))])
+        self._seen *= STEP_DECAY
+        self._seen[:, nearest] = OWN_DECAY * self._seen[:, nearest] + step
+        self._late = OWN_DECAY * self._late + step
         self._log_ratios = self._estimate()
 
     def table(self, max_rows: int, context_tokens: float, num_sessions: int | None) -> Floats:
@@ -123,35 +122,50 @@ class _Corrections:
         sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
         profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
         times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._log_ratios)
-        times = _pooled_means(times, self._weights + LEAST_WEIGHT)
+        times = _pooled_means(times, self._seen[0] + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
-    def _add(self, added_ms: float, num_sessions: int) -> None:
-        """A sum over a sum: a step of one session that carries the prompts of many says little of what one adds."""
-        before_ms, before = self._added if self._added[1] else (0.0, PRIOR_WEIGHT * num_sessions)
-        self._added = (SESSION_DECAY * before_ms + added_ms, SESSION_DECAY * before + num_sessions)
+    def _add(self, added_ms: float, num_sessions: int, expected_ms: float) -> None:
+        """Least squares of relative errors: a long step of few sessions, that carries the prompts of many, says little of what one adds."""
+        if not self._added[1]:
+            self._added = (0.0, PRIOR_WEIGHT * (num_sessions / expected_ms) ** 2)
+        self._added = (
+            SESSION_DECAY * self._added[0] + added_ms * num_sessions / expected_ms**2,
+            SESSION_DECAY * self._added[1] + (num_sessions / expected_ms) ** 2,
+        )
         self._usual_sessions.add(num_sessions)
 
     @property
     def session_ms(self) -> float:
         """Added by each session. A target that is faster than it was when it was profiled is so by a factor."""
-        return max(0.0, self._added[0] / max(1.0, self._added[1]))
+        return max(0.0, self._added[0] / self._added[1]) if self._added[1] else 0.0
 
     def _added_ms(self, num_sessions: int | Ints) -> Floats:
-        """By so many together. Part of it may be of the step, not of sessions: what is not of late is not taken for more than twice what
-        was seen."""
+        """By so many together."""
+        return self.session_ms * self._sessions_that_add(num_sessions)
+
+    def _sessions_that_add(self, num_sessions: int | Ints) -> Floats:
+        """Part of what is added may be of the step, not of sessions: what is not of late is not taken for more than twice what was seen."""
         most = MOST_SESSIONS_BEYOND * max(1.0, self._usual_sessions.mean_over(1.0))
-        return np.asarray(self.session_ms * np.minimum(num_sessions, most), np.float64)
+        return np.asarray(np.minimum(num_sessions, most), np.float64)
 
     def _contexts(self, context_tokens: float, num_sessions: int | None) -> float | Floats:
         return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)
 
     def _estimate(self) -> Floats:
         """[M] own evidence, over that of the neighbours, over that of all steps, over none: the profile is right."""
-        overall = self._overall.mean_over(0.0)
-        near = (self._reach @ self._sums + PRIOR_WEIGHT * overall) / (self._reach @ self._weights + PRIOR_WEIGHT)
-        estimate: Floats = (self._sums + PRIOR_WEIGHT * near) / (self._weights + PRIOR_WEIGHT)
+        weights = self._seen[0]
+        own = weights * self._log_ratio(self._seen)
+        overall = self._late[0] * float(self._log_ratio(self._late)) / (self._late[0] + PRIOR_WEIGHT)
+        near = (self._reach @ own + PRIOR_WEIGHT * overall) / (self._reach @ weights + PRIOR_WEIGHT)
+        estimate: Floats = (own + PRIOR_WEIGHT * near) / (weights + PRIOR_WEIGHT)
         return estimate
+
+    def _log_ratio(self, sums: Floats) -> Floats:
+        """Of `sums` [4, ...]: real over expected, by what a session is known to add now; 0 where nothing was seen."""
+        weight, seen_ms, profiled_ms, sessions = sums
+        expected_ms = profiled_ms + self.session_ms * sessions
+        return np.log(np.divide(seen_ms, expected_ms, out=np.ones_like(seen_ms), where=weight > 0))
 
 
 class _OwnCurve:

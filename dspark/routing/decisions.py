@@ -7,7 +7,8 @@ In this order:
    sessions try it, if the purse can pay for it (scheduling/exploration.py);
 3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
-Where drafts pay, a step goes without now and then: else nobody would know any more what they are to be compared with.
+Where drafts pay, a step goes without now and then: else nobody would know any more what they are to be compared with. And some steps
+draft further than is thought best: else nobody would know any more what that brings.
 
 A decision stands for a few steps, for all sessions of a regime. One that was promised a speed has its own: the fastest that keeps it.
 """
@@ -48,6 +49,8 @@ GIVEN_UP_STEPS = 200
 """Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
+FURTHER_EVERY = 16
+"""Decisions to draft, of which one is for a candidate more and one deeper than is thought best: else nobody would learn that it pays."""
 WORTH_BEGINNING = 1.05
 """The same that is worth beginning for: an expectation may be wrong."""
 RECOUPED_IN = 100
@@ -99,6 +102,8 @@ class DraftDecisions:
         """Regimes that drafted when last decided."""
         self._began_step: dict[Regime, int] = {}
         """When they began to."""
+        self._num_decided: Counter[Regime] = Counter()
+        """To draft."""
         self._gains: dict[Regime, float] = {}
         """Expected speed of what was decided over plain decoding."""
 
@@ -243,11 +248,19 @@ class DraftDecisions:
         outlook = self._outlook(regime, costs, sharing)
         limits = SKIP if outlook is None else self._in_the_better_way(regime, outlook)
         if not limits.skips and outlook is not None and self._is_worth_it(regime, outlook):
-            return limits
+            return self._now_and_then_further(regime, limits)
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
         if self._to_explore[regime] <= 0 and not self._try_again[regime]:
             self._explore(regime, outlook, sharing.num_drafting)
         return SKIP
+
+    def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
+        self._num_decided[regime] += 1
+        if self._num_decided[regime] % FURTHER_EVERY:
+            return limits
+        most = self._economy.limits[regime[0]]
+        depth, nodes = min(limits.max_depth + 1, most.max_depth), min(limits.max_nodes + 1, most.max_nodes)
+        return DraftLimits(depth, min(limits.max_width + 1, most.max_width), nodes)
 
     def _is_worth_it(self, regime: Regime, outlook: DraftOutlook) -> bool:
         gain = self._gains[regime]

@@ -5,7 +5,7 @@ not, so that the planner's own choice does not colour them: verifying eight cand
 of what the eighth is worth elsewhere. Verdicts correct the scores, depth by depth: accepted over expected among what was
 verified. Old drafts fade.
 
-What no draft has tried lately (deeper or larger than the limits were, or a drafter that is skipped) keeps its last estimate.
+What no draft has tried lately (deeper or larger than the limits were, or a drafter that is skipped) keeps what it added to the rest.
 `hopeful` says what it may be worth all the same: where nothing was tried, all that is drafted is accepted; what was tried counts
 against that hope, the less the longer ago. So nothing is written off for ever, and what is worth a try is known after few drafts.
 Nothing is drawn by lot: equal histories give equal plans.
@@ -124,7 +124,8 @@ class _Record:
         self.num_skipped = 0
         self.seen[tried] = np.minimum(self.seen[tried] + 1, MEMORY)
         found = self._gains_of(levels, survival)
-        self.claimed[tried] += (found[tried] - self.claimed[tried]) / self.seen[tried]
+        change = (found[tried] - self.claimed[tried]) / self.seen[tried]
+        self.claimed += np.pad(change, [(0, most - got) for most, got in zip(self.claimed.shape, change.shape, strict=True)], mode="edge")
         self.num_drafts += 1
 
     def _correct(self, levels: NDArray[np.int64], survival: Floats, num_accepted: int) -> None:

@@ -82,7 +82,21 @@ def test_old_drafts_fade() -> None:
     assert profile.tokens_by_nodes("block", False)[-1] < 1.05
 
 
-def test_what_narrow_limits_did_not_try_keeps_its_estimate() -> None:
+def test_what_narrow_limits_did_not_try_keeps_what_it_added() -> None:
+    """Texts become easier while chains of two are drafted: a third and a fourth candidate add to that what they did before."""
+    profile = AcceptanceProfile(MOST)
+    for _ in range(MEMORY):
+        profile.observe("block", False, MOST, CHAIN, [], 0)
+    before = profile.gains("block", False)
+    for _ in range(5 * MEMORY):
+        profile.observe("block", False, DraftLimits(2, 1, 2), CandidateTree.chain([1, 2], [0.9, 0.8]), [], 0)
+    after = profile.gains("block", False)
+    assert after[2, 2] == pytest.approx(1.7, abs=0.01)
+    assert np.diff(after[:, 4])[2:] == pytest.approx(np.diff(before[:, 4])[2:])
+    assert after[2, 2:] == pytest.approx(after[2, 2])
+
+
+def test_the_depth_that_narrow_limits_did_not_try_keeps_its_chance() -> None:
     profile = fed([0.8, 0.5, 0.5, 0.5], 100)
     before = profile.survival_by_depth("block", False)
     for _ in range(100):

@@ -34,7 +34,9 @@ PLAIN_LOSS = 0.003
 """Of the tokens, lost by steps that go without drafts where drafts pay: what a plain step takes is what drafts are judged by, so it must be
 known of late, the more so the less they seem to win."""
 LEAST_PLAIN_EVERY = 32
-"""Steps from one of them to the next, at least."""
+"""Steps from the last of them to the next, at least."""
+PLAIN_STEPS = 2
+"""In a row: the first one may still find the target's memory cold, emptied out of the caches by drafting. The last one is what counts."""
 PLAIN_SURPRISE = 0.2
 """Of the expected time, by which such a step is not as expected."""
 PLAIN_AGAIN = 4
@@ -91,8 +93,8 @@ class DraftDecisions:
         self._num_steps = 0
         """Since the last decision."""
         self._all_steps = 0
-        self._plain_step = -1
-        """The last step before which nobody was to draft, so that it can be measured."""
+        self._plain_step = -PLAIN_STEPS
+        """The first of the last steps before which nobody was to draft, so that they can be measured."""
         self._plain_due = LEAST_PLAIN_EVERY
         """When the next one is to."""
         self._num_surprises = 0
@@ -133,10 +135,10 @@ class DraftDecisions:
 
     def step_done(self, learned: bool, plain_surprise: float | None = None) -> None:
         """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. `plain_surprise`: if it
-        was a plain step of all sessions, how far it was from what was expected of it, as a share of that; None: it was no such step."""
+        was a plain step of all sessions after another, how far it was from what was expected of it, as a share of that; None: no such step."""
         self._num_steps += 1
         self._all_steps += 1
-        was_measured = plain_surprise is not None and self._plain_step == self._all_steps - 1
+        was_measured = plain_surprise is not None and self._all_steps == self._plain_step + PLAIN_STEPS
         if plain_surprise is not None:
             self._plain_due = self._all_steps + (self._steps_until_plain(plain_surprise) if was_measured else LEAST_PLAIN_EVERY)
         if self._drafting and self._all_steps >= self._plain_due and self._economy.planned and not self._is_probing():
@@ -152,7 +154,7 @@ class DraftDecisions:
             return PLAIN_AGAIN
         self._num_surprises = 0
         gain = max((self._gains.get(regime, 1.0) for regime in self._drafting), default=1.0)
-        return max(LEAST_PLAIN_EVERY, round((1.0 - 1.0 / gain) / PLAIN_LOSS))
+        return max(LEAST_PLAIN_EVERY, round(PLAIN_STEPS * (1.0 - 1.0 / gain) / PLAIN_LOSS))
 
     def _is_probing(self) -> bool:
         return any(self._economy.paying.state(regime) is PayState.PROBING for regime in self._drafting)
@@ -177,7 +179,7 @@ class DraftDecisions:
     @property
     def measures_plain(self) -> bool:
         """True for rounds that are left plain to be measured, though drafts pay."""
-        return self._plain_step == self._all_steps
+        return self._all_steps < self._plain_step + PLAIN_STEPS
 
     def explores(self, session_id: SessionId) -> bool:
         """True while the session's round in hand is one to find out."""

@@ -51,6 +51,8 @@ class TargetEconomy:
         """Candidates verified per session and round."""
         self._was_whole = False
         """True where the last step was of all sessions, and of nothing else."""
+        self._had_drafts = False
+        """True where the last step did."""
         self._drafting_ms = 0.0
         """The economy's, at the last step."""
 
@@ -256,8 +258,13 @@ class TargetEconomy:
         self._learn_router_work(rows, verified, between_ms)
         if not verified:
             return
-        plain_surprise = self._plain_surprise(rows, verify_ms, verified)
-        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
+        has_drafts = any(not one.limits.skips for one in verified)
+        is_plain = rows == len(verified) == self.num_sessions and not has_drafts
+        plain_surprise = None
+        if not (is_plain and self._had_drafts):  # one that is behind drafting is not what plain decoding takes
+            plain_surprise = self._surprise(rows, verify_ms) if is_plain else None
+            self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
+        self._had_drafts = has_drafts
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
@@ -281,12 +288,10 @@ class TargetEconomy:
         elif (name := drafted[0].session.drafter) is not None:
             self._economy.router_work.drafted_round(name, len(verified), len(drafted), between_ms - calls_ms)
 
-    def _plain_surprise(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
-        """How far a step is from what was expected of it, as a share of that; None unless it was a plain one of all sessions."""
+    def _surprise(self, rows: int, verify_ms: float) -> float | None:
+        """How far a step is from what was expected of it, as a share of that; None where nothing was."""
         costs = self.costs()
-        if costs is None or not rows == len(verified) == self.num_sessions:
-            return None
-        return abs(verify_ms / costs.step_of(rows) - 1.0)
+        return None if costs is None else abs(verify_ms / costs.step_of(rows) - 1.0)
 
     def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
         """Of every regime here: what explored rounds lost, or that a round passed without drafts."""

@@ -30,6 +30,8 @@ MAX_SURPRISE = 1.5
 """A step counts as at most half as long again as was expected, or two thirds of it."""
 PRIOR_WEIGHT = 2.0
 """Steps that what is known from elsewhere counts for."""
+OWN_PRIOR_WEIGHT = 1.0
+"""The same of what a row count's own distance leans on: a plain step in thirty must be enough to know them by."""
 LEAST_WEIGHT = 0.05
 """In steps, of a row count that was not seen."""
 NEIGHBOUR_REACH = 0.35
@@ -84,10 +86,9 @@ class OnlineCurve:
 
 
 class _Corrections:
-    """What a session adds, and log(real / expected with that) by row count; what is known of one counts a little for its neighbours.
-
-    Sums of what was seen are kept, not of logarithms: what a session adds is learned meanwhile, and what has found its reason there must
-    not count a second time as a factor of the row counts that were seen before.
+    """What a session adds, and log(real / expected with that): a factor that all late steps share, for the machine's mood, and for each row
+    count its own distance from it, which lasts: plain steps and steps with candidates are of different row counts, seen at different
+    times, and must be compared as if they were of one time. What is known of one row count counts a little for its neighbours.
     """
 
     def __init__(self, profile: ThroughputCurve) -> None:
@@ -96,44 +97,58 @@ class _Corrections:
         reach = np.exp(-np.abs(octaves[:, None] - octaves[None, :]) / NEIGHBOUR_REACH)
         self._reach: Floats = reach - np.eye(len(octaves))  # [M, M] nothing of oneself
         self._octaves: Floats = octaves  # [M]
-        self._seen = np.zeros((4, len(octaves)))  # [4, M] decayed sums by row count: of 1, ms, ms as profiled, and sessions that add to it
-        self._late = np.zeros(4)  # [4] the same of all row counts together
+        self._distance_sums = np.zeros(len(octaves))  # [M] decayed: log of real over what was expected without this distance
+        self._weights = np.zeros(len(octaves))  # [M] steps in it
+        self._distances = np.zeros(len(octaves))  # [M]
+        self._late = _DecayedMean(OWN_DECAY)
+        """Log of the factor that late steps share."""
+        self._knows_plain = False
         self._added = (0.0, 0.0)
         """Of late steps, older ones faded: ms beyond the profile times sessions, and sessions squared, both over the expected ms squared."""
         self._usual_sessions = _DecayedMean(SESSION_DECAY)
         """Of late steps."""
-        self._log_ratios = np.zeros(len(octaves))  # [M]
 
     def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None) -> None:
         profiled_ms = float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0])
         sessions = int(sessions_measured(rows)) if num_sessions is None else num_sessions
         nearest = int(np.argmin(np.abs(self._octaves - math.log2(rows))))
-        expected_ms = (profiled_ms + float(self._added_ms(sessions))) * math.exp(float(self._log_ratios[nearest]))
+        distance = float(self._distances[nearest])
+        expected_ms = self._shared_ms(profiled_ms, sessions) * math.exp(distance)
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
-        self._add(seen_ms - profiled_ms, sessions, expected_ms)
-        step = np.asarray([1.0, seen_ms, profiled_ms, float(self._sessions_that_add(sessions))])
-        self._seen *= STEP_DECAY
-        self._seen[:, nearest] = OWN_DECAY * self._seen[:, nearest] + step
-        self._late = OWN_DECAY * self._late + step
-        self._log_ratios = self._estimate()
+        # One after the other, each from what those before leave: a step must not be learned twice.
+        self._learn_added(seen_ms - profiled_ms, rows, sessions, expected_ms)
+        self._late.add(math.log(seen_ms / (profiled_ms + float(self._added_ms(sessions)))) - distance)
+        self._distance_sums *= STEP_DECAY
+        self._weights *= STEP_DECAY
+        left = math.log(seen_ms / self._shared_ms(profiled_ms, sessions))
+        self._distance_sums[nearest] = OWN_DECAY * self._distance_sums[nearest] + left
+        self._weights[nearest] = OWN_DECAY * self._weights[nearest] + 1.0
+        self._distances = self._estimate()
 
     def table(self, max_rows: int, context_tokens: float, num_sessions: int | None) -> Floats:
         """[n] as in OnlineCurve. The stairs are the profile's."""
         sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
         profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
-        times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._log_ratios)
-        times = _pooled_means(times, self._seen[0] + LEAST_WEIGHT)
+        times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._late.mean_over(0.0) + self._distances)
+        times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
-    def _add(self, added_ms: float, num_sessions: int, expected_ms: float) -> None:
-        """Least squares of relative errors: a long step of few sessions, that carries the prompts of many, says little of what one adds."""
-        if not self._added[1]:
-            self._added = (0.0, PRIOR_WEIGHT * (num_sessions / expected_ms) ** 2)
+    def _learn_added(self, added_ms: float, rows: int, num_sessions: int, expected_ms: float) -> None:
+        """Of plain steps once there are any: others may take longer for other reasons, as behind drafting that emptied the caches of a CPU.
+
+        Least squares of relative errors: a long step of few sessions, that carries the prompts of many, says little of what one adds.
+        """
+        self._usual_sessions.add(num_sessions)
+        is_plain = rows == num_sessions
+        if self._knows_plain and not is_plain:
+            return
+        if is_plain and not self._knows_plain:
+            prior = PRIOR_WEIGHT * (num_sessions / expected_ms) ** 2
+            self._knows_plain, self._added = True, (prior * self.session_ms, prior)
         self._added = (
             SESSION_DECAY * self._added[0] + added_ms * num_sessions / expected_ms**2,
             SESSION_DECAY * self._added[1] + (num_sessions / expected_ms) ** 2,
         )
-        self._usual_sessions.add(num_sessions)
 
     @property
     def session_ms(self) -> float:
@@ -144,6 +159,10 @@ class _Corrections:
         """By so many together."""
         return self.session_ms * self._sessions_that_add(num_sessions)
 
+    def _shared_ms(self, profiled_ms: float, num_sessions: int) -> float:
+        """Expected of such a step without its row count's own distance."""
+        return (profiled_ms + float(self._added_ms(num_sessions))) * math.exp(self._late.mean_over(0.0))
+
     def _sessions_that_add(self, num_sessions: int | Ints) -> Floats:
         """Part of what is added may be of the step, not of sessions: what is not of late is not taken for more than twice what was seen."""
         most = MOST_SESSIONS_BEYOND * max(1.0, self._usual_sessions.mean_over(1.0))
@@ -153,19 +172,10 @@ class _Corrections:
         return context_tokens if num_sessions is None else self._profile.contexts_of(num_sessions, context_tokens)
 
     def _estimate(self) -> Floats:
-        """[M] own evidence, over that of the neighbours, over that of all steps, over none: the profile is right."""
-        weights = self._seen[0]
-        own = weights * self._log_ratio(self._seen)
-        overall = self._late[0] * float(self._log_ratio(self._late)) / (self._late[0] + PRIOR_WEIGHT)
-        near = (self._reach @ own + PRIOR_WEIGHT * overall) / (self._reach @ weights + PRIOR_WEIGHT)
-        estimate: Floats = (own + PRIOR_WEIGHT * near) / (weights + PRIOR_WEIGHT)
+        """[M] own evidence, over that of the neighbours, over none: as far as all others."""
+        near = self._reach @ self._distance_sums / (self._reach @ self._weights + PRIOR_WEIGHT)
+        estimate: Floats = (self._distance_sums + OWN_PRIOR_WEIGHT * near) / (self._weights + OWN_PRIOR_WEIGHT)
         return estimate
-
-    def _log_ratio(self, sums: Floats) -> Floats:
-        """Of `sums` [4, ...]: real over expected, by what a session is known to add now; 0 where nothing was seen."""
-        weight, seen_ms, profiled_ms, sessions = sums
-        expected_ms = profiled_ms + self.session_ms * sessions
-        return np.log(np.divide(seen_ms, expected_ms, out=np.ones_like(seen_ms), where=weight > 0))
 
 
 class _OwnCurve:

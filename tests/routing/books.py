@@ -56,11 +56,11 @@ class Books:
         return session
 
     def decided(self, session: Session) -> DraftLimits:
-        """The decision itself, without what is drafted to explore and after a step that is left plain to be measured."""
+        """The decision itself, without what is drafted to explore and after steps that are left plain to be measured."""
         regime = regime_of(session)
         assert regime is not None
         self.target.draft_limits(session)
-        if self.target._decisions.measures_plain:
+        while self.target._decisions.measures_plain:
             self.plain_steps(session, 1)
         return self.target._decisions._limits_of(regime, self.target.costs(), self.target._sharing(session.drafter))
 

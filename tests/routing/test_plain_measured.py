@@ -2,20 +2,21 @@
 
 import itertools
 
-from dspark.routing.decisions import LEAST_PLAIN_EVERY, PLAIN_LOSS
+from dspark.routing.decisions import LEAST_PLAIN_EVERY, PLAIN_LOSS, PLAIN_STEPS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, Books, known, lives
 
 
 def test_what_pays_is_drafted_from_the_first_round_to_the_last_but_for_one_in_many() -> None:
-    """Those are left plain to be measured: no two in a row, and the tokens they lose are few."""
+    """Those are left plain to be measured: two in a row and no more, and the tokens they lose are few."""
     books = Books(FLAT)
     drafted = lives(books, books.session("a"), LIKELY, 3, 3000, 5.0)
     assert all(drafted[:LEAST_PLAIN_EVERY])
     plain = [number for number, was_drafted in enumerate(drafted) if not was_drafted]
     assert 3 <= len(plain) <= 3000 * 2 * PLAIN_LOSS
-    assert min(after - before for before, after in itertools.pairwise(plain)) >= LEAST_PLAIN_EVERY
+    assert [after - before for before, after in itertools.pairwise(plain)][::PLAIN_STEPS] == [1] * (len(plain) // PLAIN_STEPS)
+    assert min(after - before for before, after in itertools.pairwise(plain[::PLAIN_STEPS])) > LEAST_PLAIN_EVERY
 
 
 def test_a_plain_step_now_and_then_tells_when_only_steps_with_candidates_have_become_slow() -> None:
@@ -54,7 +55,7 @@ def test_one_session_that_does_not_draft_does_not_keep_plain_steps_from_being_me
         plain += limits.skips
         books.target.draft_limits(sampled)
         books.step(greedy, CandidateTree.empty() if limits.skips else LIKELY, 0 if limits.skips else 3, limits=limits)
-    assert 2 <= plain <= 400 / LEAST_PLAIN_EVERY + 1
+    assert 2 <= plain <= PLAIN_STEPS * (400 / LEAST_PLAIN_EVERY + 1)
 
 
 def test_a_session_that_enters_while_a_plain_step_is_measured_takes_its_place_at_a_drafter() -> None:

@@ -35,7 +35,7 @@ def test_row_counts_learn_their_own_factors() -> None:
         online.observe(2, 64, 1.4 * profiled(2))
         online.observe(96, 64, 1.1 * profiled(96))
     assert ratio(online, 2) == pytest.approx(1.4, rel=0.03)
-    assert ratio(online, 96) == pytest.approx(1.1, rel=0.03)
+    assert ratio(online, 96) == pytest.approx(1.1, rel=0.04)
 
 
 def test_what_was_never_seen_takes_over_what_steps_cost_in_general() -> None:
@@ -71,10 +71,10 @@ def test_one_odd_step_moves_little(odd: float) -> None:
     for _ in range(50):
         online.observe(8, 64, profiled(8))
     online.observe(8, 64, odd * profiled(8))
-    assert abs(ratio(online, 8) - 1.0) < 0.05
+    assert abs(ratio(online, 8) - 1.0) < 0.06
     first = OnlineCurve(PROFILE)
     first.observe(8, 64, odd * profiled(8))
-    assert abs(ratio(first, 8) - 1.0) < 0.35, "even where it is the first of all"
+    assert abs(ratio(first, 8) - 1.0) < 0.4, "even where it is the first of all"
 
 
 def test_a_lasting_change_is_followed() -> None:

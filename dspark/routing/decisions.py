@@ -135,7 +135,7 @@ class DraftDecisions:
 
     def step_done(self, learned: bool, plain_surprise: float | None = None) -> None:
         """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. `plain_surprise`: if it
-        was a plain step of all sessions after another, how far it was from what was expected of it, as a share of that; None: no such step."""
+        was a plain step of all sessions after another, how far it was from what was expected, as a share of that; None: no such step."""
         self._num_steps += 1
         self._all_steps += 1
         was_measured = plain_surprise is not None and self._all_steps == self._plain_step + PLAIN_STEPS

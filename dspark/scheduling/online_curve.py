@@ -2,9 +2,9 @@
 
 A step in service costs more than the bare forward that was profiled. Most of it goes by sessions, whatever they have verified (their
 noise, their walk, their taps, caches of their own to read), so that plain steps tell what steps with candidates will cost: one term is
-added, so much per session. What is left, a slower machine above all, is a factor that every measured row count learns. Robust: one step
-may move little, however odd it was. Forgetful: evidence decays with every step, and a factor without evidence goes back to its
-neighbours' and to the overall one.
+added, so much per session. What is left, a slower machine above all, is a factor that all late steps share, and each row count's own
+distance from it. Robust: one step may move little, however odd it was. Forgetful: evidence decays with every step, and a distance without
+evidence goes back to its neighbours' and to none.
 
 No clock: "lately" is counted in steps. Symbols: M row counts of the profile, n = max_rows + 1.
 """
@@ -20,8 +20,10 @@ from dspark.scheduling.robust_mean import RobustMean
 
 STEP_DECAY = 0.999
 """Of all evidence, with every step: half of it is forgotten after about 700 steps."""
-OWN_DECAY = 0.95
-"""Of a row count's evidence, with every step of about that size: it remembers about 20."""
+LATE_GAIN = 0.1
+"""Of what a step differs from the factor that late steps share: what changes of a sudden is the machine, and that for all of them."""
+OWN_DECAY = 0.99
+"""Of a row count's evidence, with every step of about that size: it remembers about 100."""
 SESSION_DECAY = 0.98
 """Of what a session adds to a step, with every step."""
 MOST_SESSIONS_BEYOND = 2.0
@@ -100,11 +102,12 @@ class _Corrections:
         self._distance_sums = np.zeros(len(octaves))  # [M] decayed: log of real over what was expected without this distance
         self._weights = np.zeros(len(octaves))  # [M] steps in it
         self._distances = np.zeros(len(octaves))  # [M]
-        self._late = _DecayedMean(OWN_DECAY)
-        """Log of the factor that late steps share."""
+        self._late_log = 0.0
+        """Of the factor that late steps share."""
+        self._num_steps = 0
         self._knows_plain = False
         self._added = (0.0, 0.0)
-        """Of late steps, older ones faded: ms beyond the profile times sessions, and sessions squared, both over the expected ms squared."""
+        """Faded sums over late steps: ms beyond the profile times sessions, and sessions squared, both over the expected ms squared."""
         self._usual_sessions = _DecayedMean(SESSION_DECAY)
         """Of late steps."""
 
@@ -117,7 +120,9 @@ class _Corrections:
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
         # One after the other, each from what those before leave: a step must not be learned twice.
         self._learn_added(seen_ms - profiled_ms, rows, sessions, expected_ms)
-        self._late.add(math.log(seen_ms / (profiled_ms + float(self._added_ms(sessions)))) - distance)
+        self._num_steps += 1
+        beside_it = math.log(seen_ms / self._shared_ms(profiled_ms, sessions)) - distance
+        self._late_log += max(LATE_GAIN, 1.0 / (self._num_steps + PRIOR_WEIGHT)) * beside_it
         self._distance_sums *= STEP_DECAY
         self._weights *= STEP_DECAY
         left = math.log(seen_ms / self._shared_ms(profiled_ms, sessions))
@@ -129,7 +134,7 @@ class _Corrections:
         """[n] as in OnlineCurve. The stairs are the profile's."""
         sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
         profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
-        times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._late.mean_over(0.0) + self._distances)
+        times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._late_log + self._distances)
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
@@ -161,7 +166,7 @@ class _Corrections:
 
     def _shared_ms(self, profiled_ms: float, num_sessions: int) -> float:
         """Expected of such a step without its row count's own distance."""
-        return (profiled_ms + float(self._added_ms(num_sessions))) * math.exp(self._late.mean_over(0.0))
+        return (profiled_ms + float(self._added_ms(num_sessions))) * math.exp(self._late_log)
 
     def _sessions_that_add(self, num_sessions: int | Ints) -> Floats:
         """Part of what is added may be of the step, not of sessions: what is not of late is not taken for more than twice what was seen."""

@@ -5,6 +5,7 @@ import pytest
 
 from dspark.routing.decisions import (
     DECISION_STEPS,
+    FURTHER_EVERY,
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
     MOST_EXPLORERS,
@@ -312,3 +313,22 @@ def test_exploring_is_paid_for_with_what_the_drafter_has_to_be_told_first() -> N
         books.step(session, UNLIKELY, 0, limits=limits, draft_ms=40.0)
         spent.append(FIRST_ROUNDS - books.economy.explorations["default", True].purse_rounds)
     assert spent[1] - spent[0] == pytest.approx(97 * 0.1 / 10.0, rel=0.2)
+
+
+def test_now_and_then_a_step_drafts_one_candidate_more_and_one_deeper_than_is_best() -> None:
+    books = Books((5.0, 6.0))
+    books.drafts_cost(0.1)
+    session = books.session("a")
+    known(books, session, LIKELY, (4, 3, 3, 1))
+    best = books.decided(session)
+    assert 0 < best.max_depth < LIMITS_OF_DRAFTER.max_depth
+    asked = []
+    for _ in range(2 * FURTHER_EVERY * DECISION_STEPS):
+        limits = books.target.draft_limits(session)
+        asked.append(limits)
+        kept = list(range(0 if limits.skips else best.max_nodes))
+        tree = CandidateTree.empty() if limits.skips else LIKELY
+        books.step(session, tree, len(kept), kept, limits)
+    further = [limits for limits in asked if limits.max_depth == best.max_depth + 1]
+    assert DECISION_STEPS <= len(further) <= 3 * DECISION_STEPS
+    assert {limits.max_nodes for limits in further} == {best.max_nodes + 1}

@@ -66,3 +66,23 @@ def test_a_session_that_enters_while_a_plain_step_is_measured_takes_its_place_at
         lives(books, session, LIKELY, 3, 1, 1.0)
     assert books.target.will_draft(books.session("b"))
     assert books.target.draft_limits(session) == SKIP
+
+
+def test_a_plain_step_right_behind_drafts_teaches_nothing_of_plain_decoding() -> None:
+    books = Books(FLAT)
+    session = books.session("a")
+    books.plain_steps(session, 50)
+    before = books.target.curve.table(8, 64.0, 1)
+    assert before is not None
+    books.step(session, LIKELY, 3)
+    between = books.target.curve.table(8, 64.0, 1)
+    books.shape = (10.0 * FLAT[0], FLAT[1])
+    books.plain_steps(session, 1)
+    after = books.target.curve.table(8, 64.0, 1)
+    assert between is not None
+    assert after is not None
+    assert after[1] == between[1]
+    books.plain_steps(session, 1)
+    learned = books.target.curve.table(8, 64.0, 1)
+    assert learned is not None
+    assert learned[1] > 1.02 * after[1]

@@ -7,8 +7,8 @@ In this order:
    sessions try it, if the purse can pay for it (scheduling/exploration.py);
 3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
-Where drafts pay, a step goes without now and then: else nobody would know any more what they are to be compared with. And some steps
-draft further than is thought best: else nobody would know any more what that brings.
+Where drafts pay, two steps go without now and then (plain_steps.py): else nobody would know any more what they are to be compared with. And
+some steps draft further than is thought best: else nobody would know any more what that brings.
 
 A decision stands for a few steps, for all sessions of a regime. One that was promised a speed has its own: the fastest that keeps it.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dspark.routing.economy import Economy, Regime, regime_of
+from dspark.routing.plain_steps import PlainSteps
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
@@ -30,19 +31,6 @@ DECISION_STEPS = 4
 """Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
 IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
-PLAIN_LOSS = 0.003
-"""Of the tokens, lost by steps that go without drafts where drafts pay: what a plain step takes is what drafts are judged by, so it must be
-known of late, the more so the less they seem to win."""
-LEAST_PLAIN_EVERY = 32
-"""Steps from the last of them to the next, at least."""
-PLAIN_STEPS = 2
-"""In a row: the first one may still find the target's memory cold, emptied out of the caches by drafting. The last one is what counts."""
-PLAIN_SURPRISE = 0.2
-"""Of the expected time, by which such a step is not as expected."""
-PLAIN_AGAIN = 4
-"""Steps until it is measured again."""
-MOST_SURPRISES = 4
-"""In a row, until it is left at that."""
 MOST_EXPLORERS = 4
 """Sessions that try at the same time; all at once would cost a whole step."""
 MOST_TRIES = 8
@@ -93,12 +81,7 @@ class DraftDecisions:
         self._num_steps = 0
         """Since the last decision."""
         self._all_steps = 0
-        self._plain_step = -PLAIN_STEPS
-        """The first of the last steps before which nobody was to draft, so that they can be measured."""
-        self._plain_due = LEAST_PLAIN_EVERY
-        """When the next one is to."""
-        self._num_surprises = 0
-        """Of them in a row."""
+        self._plain_steps = PlainSteps()
         self._waves: dict[Regime, WaveChoice] = {}
         self._drafting: set[Regime] = set()
         """Regimes that drafted when last decided."""
@@ -133,31 +116,29 @@ class DraftDecisions:
         self._given_up.pop(session.session_id, None)
         self._forget()
 
+    def sessions_changed(self) -> None:
+        """By so many that what a plain step took may not hold any more."""
+        self._plain_steps.soon()
+
     def step_done(self, learned: bool, plain_surprise: float | None = None) -> None:
-        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. `plain_surprise`: if it
-        was a plain step of all sessions after another, how far it was from what was expected, as a share of that; None: no such step."""
+        """A step of the target; `learned` where verdicts on drafts came with it that can change a decision at once. `plain_surprise` as in
+        PlainSteps."""
         self._num_steps += 1
         self._all_steps += 1
-        was_measured = plain_surprise is not None and self._all_steps == self._plain_step + PLAIN_STEPS
-        if plain_surprise is not None:
-            self._plain_due = self._all_steps + (self._steps_until_plain(plain_surprise) if was_measured else LEAST_PLAIN_EVERY)
-        if self._drafting and self._all_steps >= self._plain_due and self._economy.planned and not self._is_probing():
-            self._plain_step, self._plain_due = self._all_steps, self._all_steps + LEAST_PLAIN_EVERY
+        gain = max((self._gains.get(regime, 1.0) for regime in self._drafting), default=1.0)
+        was_measured = self._plain_steps.step_done(plain_surprise, may_begin=self._may_measure_plain(), gain=gain)
         idle = all(limits.skips for limits in self._decided.values())
         if learned or was_measured or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
             self._forget()
 
-    def _steps_until_plain(self, surprise: float) -> int:
-        """One measurement that was not as expected is not believed yet, so it is soon made again, a few times."""
-        self._num_surprises = self._num_surprises + 1 if surprise > PLAIN_SURPRISE else 0
-        if 0 < self._num_surprises <= MOST_SURPRISES:
-            return PLAIN_AGAIN
-        self._num_surprises = 0
-        gain = max((self._gains.get(regime, 1.0) for regime in self._drafting), default=1.0)
-        return max(LEAST_PLAIN_EVERY, round(PLAIN_STEPS * (1.0 - 1.0 / gain) / PLAIN_LOSS))
+    def _may_measure_plain(self) -> bool:
+        """Not a probe's rounds; nor where sessions go in two halves, so that no step is of all."""
+        drafting, paying = self._drafting, self._economy.paying
+        is_probing = any(paying.state(regime) is PayState.PROBING for regime in drafting)
+        return self._economy.planned and bool(drafting) and not is_probing and not any(map(self._goes_in_halves, drafting))
 
-    def _is_probing(self) -> bool:
-        return any(self._economy.paying.state(regime) is PayState.PROBING for regime in self._drafting)
+    def _goes_in_halves(self, regime: Regime) -> bool:
+        return regime in self._waves and self._waves[regime].wave is Wave.TWO
 
     def limits(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> DraftLimits:
         """For the session's coming round."""
@@ -179,7 +160,7 @@ class DraftDecisions:
     @property
     def measures_plain(self) -> bool:
         """True for rounds that are left plain to be measured, though drafts pay."""
-        return self._all_steps < self._plain_step + PLAIN_STEPS
+        return self._plain_steps.is_now
 
     def explores(self, session_id: SessionId) -> bool:
         """True while the session's round in hand is one to find out."""
@@ -257,12 +238,17 @@ class DraftDecisions:
         return SKIP
 
     def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
+        """Not where a promise or the other half's verification decided how long drafts may take."""
+        if self._goes_in_halves(regime) or self._promised_speeds(regime[0]):
+            return limits
         self._num_decided[regime] += 1
         if self._num_decided[regime] % FURTHER_EVERY:
             return limits
         most = self._economy.limits[regime[0]]
-        depth, nodes = min(limits.max_depth + 1, most.max_depth), min(limits.max_nodes + 1, most.max_nodes)
-        return DraftLimits(depth, min(limits.max_width + 1, most.max_width), nodes)
+        nodes = min(limits.max_nodes + 1, most.max_nodes)
+        depth = min(limits.max_depth + 1, most.max_depth, nodes)
+        width = min(limits.max_width + 1, most.max_width)
+        return DraftLimits(depth, width, nodes if width > 1 else depth)
 
     def _is_worth_it(self, regime: Regime, outlook: DraftOutlook) -> bool:
         gain = self._gains[regime]

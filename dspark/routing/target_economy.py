@@ -24,6 +24,8 @@ from dspark.session import Session
 from dspark.types import SessionId
 
 KEPT_GAIN = 0.05
+MANY_MORE = 1.5
+"""Times as many sessions, or as few, that a plain step is to be measured anew for."""
 TABLE_STEPS = 4
 """Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 
@@ -53,6 +55,8 @@ class TargetEconomy:
         """True where the last step was of all sessions, and of nothing else."""
         self._had_drafts = False
         """True where the last step did."""
+        self._plain_sessions = 0
+        """Of the last plain step that was learned from, or as many as there were when one was asked for."""
         self._drafting_ms = 0.0
         """The economy's, at the last step."""
 
@@ -258,20 +262,39 @@ class TargetEconomy:
         self._learn_router_work(rows, verified, between_ms)
         if not verified:
             return
-        has_drafts = any(not one.limits.skips for one in verified)
-        is_plain = rows == len(verified) == self.num_sessions and not has_drafts
-        plain_surprise = None
-        if not (is_plain and self._had_drafts):  # one that is behind drafting is not what plain decoding takes
-            plain_surprise = self._surprise(rows, verify_ms) if is_plain else None
-            self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
-        self._had_drafts = has_drafts
+        plain_surprise = self._learn_step(rows, verify_ms, verified)
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1
         if self._table_steps >= TABLE_STEPS or self._decisions.measures_plain:
             self._plain_costs = None
+        self._notice_change()
         self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
+
+    def _learn_step(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
+        """How far it is from what was expected, if it is a plain one of all sessions behind another. One behind drafting is not what plain
+        decoding takes: it teaches nothing."""
+        has_drafts = any(not one.limits.skips for one in verified)
+        had_drafts, self._had_drafts = self._had_drafts, has_drafts
+        is_plain = rows == len(verified)
+        if is_plain and (has_drafts or had_drafts):
+            return None
+        is_whole = is_plain and len(verified) == self.num_sessions
+        surprise = self._surprise(rows, verify_ms) if is_whole else None
+        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
+        if is_whole:
+            self._plain_sessions = len(verified)
+        return surprise
+
+    def _notice_change(self) -> None:
+        """Once for each: what a plain step of so many takes is to be seen soon. What the first ones take, the profile says."""
+        before, now = self._plain_sessions, max(1, self.num_sessions)
+        if before and max(before, now) <= MANY_MORE * min(before, now):
+            return
+        self._plain_sessions = now
+        if before:
+            self._decisions.sessions_changed()
 
     def _learn_router_work(self, rows: int, verified: Sequence[Verified], between_ms: float | None) -> None:
         """What lies between two steps that all sessions share is the router's, but for the calls of drafters. Where calls go beside each

@@ -58,6 +58,7 @@ class AcceptanceProfile:
         claimed = np.zeros((self.most.max_depth + 1, max_nodes + 1))
         claimed[1:, 1:] = record.claimed
         by_depth = np.clip(np.diff(claimed, axis=0) * record.corrections()[:, np.newaxis], 0.0, 1.0)
+        by_depth = np.minimum.accumulate(by_depth, axis=0)  # whoever gets so deep got less deep before
         claimed[1:] = np.minimum(np.cumsum(by_depth, axis=0), np.arange(max_nodes + 1))
         return np.asarray(np.maximum.accumulate(claimed, axis=1))
 
@@ -97,6 +98,16 @@ class AcceptanceProfile:
         return self._records.setdefault((drafter, greedy), _Record(self.most))
 
 
+def _change(surprise: Floats, seen: Floats) -> Floats:  # all [d, n]
+    """Of claims that were tried. The best known ones move to what was found; the others keep their distance from them but for what this
+    same draft says of that distance: how well it fares as a whole is luck, of which a claim that was seldom tried has had little."""
+    known = seen >= seen.max()
+    depth = int(np.flatnonzero(known[:, 0])[-1])
+    nodes = int(np.flatnonzero(known[depth])[-1])
+    nearest = np.ix_(np.minimum(np.arange(seen.shape[0]), depth), np.minimum(np.arange(seen.shape[1]), nodes))
+    return np.asarray((surprise / seen)[nearest] + (surprise - surprise[nearest]) / seen)
+
+
 class _Record:
     """One drafter on one kind of text."""
 
@@ -124,7 +135,7 @@ class _Record:
         self.num_skipped = 0
         self.seen[tried] = np.minimum(self.seen[tried] + 1, MEMORY)
         found = self._gains_of(levels, survival)
-        change = (found[tried] - self.claimed[tried]) / self.seen[tried]
+        change = _change(found[tried] - self.claimed[tried], self.seen[tried])
         self.claimed += np.pad(change, [(0, most - got) for most, got in zip(self.claimed.shape, change.shape, strict=True)], mode="edge")
         self.num_drafts += 1
 

@@ -25,9 +25,11 @@ LATE_GAIN = 0.1
 OWN_DECAY = 0.99
 """Of a row count's evidence, with every step of about that size: it remembers about 100."""
 SESSION_DECAY = 0.98
-"""Of what a session adds to a step, with every step."""
+"""Of what a session adds to a step, with every step that it is learned of."""
+MANY_MORE = 1.5
+"""Times as many sessions, or as few, where that is learned nearly from the beginning."""
 MOST_SESSIONS_BEYOND = 2.0
-"""Of the sessions that late steps had: more of them are not taken to add more until they are seen."""
+"""Of the sessions that it was learned of: more of them are not taken to add more until they are seen."""
 MAX_SURPRISE = 1.5
 """A step counts as at most half as long again as was expected, or two thirds of it."""
 PRIOR_WEIGHT = 2.0
@@ -107,9 +109,9 @@ class _Corrections:
         self._num_steps = 0
         self._knows_plain = False
         self._added = (0.0, 0.0)
-        """Faded sums over late steps: ms beyond the profile times sessions, and sessions squared, both over the expected ms squared."""
+        """Faded sums over steps: ms beyond the profile times sessions, and sessions squared, both over the profiled ms squared."""
         self._usual_sessions = _DecayedMean(SESSION_DECAY)
-        """Of late steps."""
+        """Of these steps."""
 
     def observe(self, rows: int, context_tokens: float, step_ms: float, num_sessions: int | None) -> None:
         profiled_ms = float(self._profile.step_ms_of([rows], self._contexts(context_tokens, num_sessions))[0])
@@ -118,8 +120,8 @@ class _Corrections:
         distance = float(self._distances[nearest])
         expected_ms = self._shared_ms(profiled_ms, sessions) * math.exp(distance)
         seen_ms = min(max(step_ms, expected_ms / MAX_SURPRISE), expected_ms * MAX_SURPRISE)
-        # One after the other, each from what those before leave: a step must not be learned twice.
-        self._learn_added(seen_ms - profiled_ms, rows, sessions, expected_ms)
+        # One after the other, the later from what the earlier leave: nothing must be learned twice.
+        self._learn_added(seen_ms - profiled_ms, rows, sessions, profiled_ms)
         self._num_steps += 1
         beside_it = math.log(seen_ms / self._shared_ms(profiled_ms, sessions)) - distance
         self._late_log += max(LATE_GAIN, 1.0 / (self._num_steps + PRIOR_WEIGHT)) * beside_it
@@ -138,21 +140,27 @@ class _Corrections:
         times = _pooled_means(times, self._weights + LEAST_WEIGHT)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
-    def _learn_added(self, added_ms: float, rows: int, num_sessions: int, expected_ms: float) -> None:
+    def _learn_added(self, added_ms: float, rows: int, num_sessions: int, profiled_ms: float) -> None:
         """Of plain steps once there are any: others may take longer for other reasons, as behind drafting that emptied the caches of a CPU.
 
-        Least squares of relative errors: a long step of few sessions, that carries the prompts of many, says little of what one adds.
+        Least squares of relative errors: a long step of few sessions, that carries the prompts of many, says little of what one adds. It
+        takes a slower machine for sessions that add more; what that was worth is soon forgotten where their number has changed.
         """
-        self._usual_sessions.add(num_sessions)
         is_plain = rows == num_sessions
         if self._knows_plain and not is_plain:
             return
-        if is_plain and not self._knows_plain:
-            prior = PRIOR_WEIGHT * (num_sessions / expected_ms) ** 2
-            self._knows_plain, self._added = True, (prior * self.session_ms, prior)
+        weight = (num_sessions / profiled_ms) ** 2
+        usual = self._usual_sessions.mean_over(num_sessions)
+        is_new = is_plain and not self._knows_plain
+        if is_new or not usual / MANY_MORE <= num_sessions <= usual * MANY_MORE or not self._added[1]:
+            added_so_far_ms = self.session_ms * min(usual, num_sessions)  # by all together: it may have been of the step
+            self._added = (PRIOR_WEIGHT * weight * added_so_far_ms / num_sessions, PRIOR_WEIGHT * weight)
+            self._usual_sessions = _DecayedMean(SESSION_DECAY)
+        self._knows_plain |= is_plain
+        self._usual_sessions.add(num_sessions)
         self._added = (
-            SESSION_DECAY * self._added[0] + added_ms * num_sessions / expected_ms**2,
-            SESSION_DECAY * self._added[1] + (num_sessions / expected_ms) ** 2,
+            SESSION_DECAY * self._added[0] + added_ms * num_sessions / profiled_ms**2,
+            SESSION_DECAY * self._added[1] + weight,
         )
 
     @property
@@ -169,7 +177,7 @@ class _Corrections:
         return (profiled_ms + float(self._added_ms(num_sessions))) * math.exp(self._late_log)
 
     def _sessions_that_add(self, num_sessions: int | Ints) -> Floats:
-        """Part of what is added may be of the step, not of sessions: what is not of late is not taken for more than twice what was seen."""
+        """Part of what is added may be of the step, not of sessions: of more sessions it is not taken for more than twice what was seen."""
         most = MOST_SESSIONS_BEYOND * max(1.0, self._usual_sessions.mean_over(1.0))
         return np.asarray(np.minimum(num_sessions, most), np.float64)
 

@@ -10,9 +10,9 @@ from dspark.routing.decisions import (
     IDLE_DECISION_STEPS,
     MOST_EXPLORERS,
     MOST_TRIES,
-    PLAIN_LOSS,
 )
 from dspark.routing.economy import DraftedRound
+from dspark.routing.plain_steps import PLAIN_LOSS
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
@@ -20,7 +20,7 @@ from dspark.scheduling.paying import CLEAR_ROUNDS, FIRST_PAUSE_ROUNDS, MIN_ROUND
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LEARNED, LIKELY, STEEP, UNLIKELY, Books, known, lives
-from tests.routing.parts import LIMITS_OF_DRAFTER
+from tests.routing.parts import DRAFTER, LIMITS_OF_DRAFTER
 
 
 def test_a_steep_target_has_less_drafted() -> None:
@@ -56,7 +56,7 @@ def test_limits_are_decided_every_few_steps_and_apart_for_greedy_and_sampled_tex
         books.step(greedy, LIKELY, accepted=4)
         books.step(sampled, UNLIKELY)
     limits = books.decided(greedy)
-    books.target._decisions._plain_due += 10 * LEARNED  # no measurement in between
+    books.target._decisions._plain_steps._due += 10 * LEARNED  # no measurement in between
     assert not limits.skips
     assert books.target.draft_limits(other) is limits
     assert books.decided(sampled) == SKIP
@@ -332,3 +332,29 @@ def test_now_and_then_a_step_drafts_one_candidate_more_and_one_deeper_than_is_be
     further = [limits for limits in asked if limits.max_depth == best.max_depth + 1]
     assert DECISION_STEPS <= len(further) <= 3 * DECISION_STEPS
     assert {limits.max_nodes for limits in further} == {best.max_nodes + 1}
+
+
+def test_what_is_drafted_further_stays_within_what_the_configuration_allows_and_what_can_be_drafted() -> None:
+    few = {"max_depth": 4, "max_nodes": 2, "max_width": 1}
+    books = Books(FLAT, config=DRAFTER.model_copy(update=few))
+    books.drafts_cost(0.1)
+    session = books.session("a")
+    known(books, session, CandidateTree.chain([1, 2], [0.9, 0.8]), (2,))
+    asked = set()
+    for _ in range(4 * FURTHER_EVERY * DECISION_STEPS):
+        limits = books.target.draft_limits(session)
+        asked.add(limits)
+        books.step(session, CandidateTree.empty() if limits.skips else CandidateTree.chain([1, 2], [0.9, 0.8]), 0, limits=limits)
+    assert all(limits.max_depth <= limits.max_nodes <= 2 for limits in asked)
+
+
+def test_nothing_is_drafted_further_where_a_speed_was_promised() -> None:
+    books = Books((5.0, 6.0))
+    books.drafts_cost(0.1)
+    session = books.session("a", tokens_per_second=1.0)
+    known(books, session, LIKELY, (4, 3, 3, 1))
+    best = books.decided(session)
+    for _ in range(2 * FURTHER_EVERY * DECISION_STEPS):
+        limits = books.target.draft_limits(session)
+        assert limits.max_depth <= best.max_depth
+        books.step(session, CandidateTree.empty(), limits=SKIP)

@@ -96,6 +96,19 @@ def test_what_narrow_limits_did_not_try_keeps_what_it_added() -> None:
     assert after[2, 2:] == pytest.approx(after[2, 2])
 
 
+def test_what_is_seldom_tried_is_judged_by_what_it_adds_not_by_the_luck_of_its_draft() -> None:
+    """Easy and hard texts by turns; the one draft in a hundred that goes a level deeper is of an easy one."""
+    profile = AcceptanceProfile(MOST)
+    for number in range(200):
+        scores = [0.9, 0.8] if number % 2 else [0.3, 0.2]
+        profile.observe("block", False, DraftLimits(2, 1, 2), CandidateTree.chain([1, 2], scores), [], 0)
+    before = profile.gains("block", False)
+    profile.observe("block", False, DraftLimits(3, 1, 3), CandidateTree.chain([1, 2, 3], [0.9, 0.8, 0.2]), [], 0)
+    after = profile.gains("block", False)
+    assert after[3, 3] - after[2, 2] == pytest.approx(0.2)
+    assert after[2, 2] - before[2, 2] < 0.05
+
+
 def test_the_depth_that_narrow_limits_did_not_try_keeps_its_chance() -> None:
     profile = fed([0.8, 0.5, 0.5, 0.5], 100)
     before = profile.survival_by_depth("block", False)

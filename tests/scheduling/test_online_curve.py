@@ -91,6 +91,24 @@ def test_a_plain_step_that_was_seen_before_the_machine_became_slow_is_expected_t
     assert found[8] == pytest.approx(2.0 * plain_ms, rel=0.12)
 
 
+def test_what_a_slow_machine_added_to_one_session_is_not_expected_of_eight_for_long() -> None:
+    """All steps take 1.4 times the profiled ones. One session serves for long, then eight draft: plain steps, two in thirty-four, are known
+    within a tenth from the second measurement on, and at no time is a plain step taken to be as dear as one with candidates."""
+    online = OnlineCurve(PROFILE)
+    for _ in range(400):
+        online.observe(1, 64, 1.4 * profiled(1), 1)
+    contexts = PROFILE.contexts_of(8, 64)
+    plain_ms, with_candidates_ms = (1.4 * PROFILE.step_ms_of([8, 32], contexts)).tolist()
+    for number in range(110):
+        online.observe(8 if number % 34 == 5 else 32, 64, plain_ms if number % 34 == 5 else with_candidates_ms, 8)
+        found = online.table(32, 64, 8)
+        assert found is not None
+        if number > 20:
+            assert found[8] < 0.9 * found[32]
+        if number > 2 * 34 + 5:
+            assert found[8] == pytest.approx(plain_ms, rel=0.1)
+
+
 @pytest.mark.parametrize("odd", [5.0, 0.2, 1e6])
 def test_one_odd_step_moves_little(odd: float) -> None:
     online = OnlineCurve(PROFILE)

@@ -1,0 +1,51 @@
+"""When steps are left plain: in pairs, seldom, again soon where they surprise or sessions changed, and ever more seldom where it is of no use."""
+
+from dspark.routing.plain_steps import LEAST_PLAIN_EVERY, MOST_PLAIN_EVERY, MOST_SURPRISES, PLAIN_AGAIN, PLAIN_LOSS, PLAIN_STEPS, PlainSteps
+
+
+def begins(plain: PlainSteps, num_steps: int, surprise: float | None, gain: float = 1.0) -> list[int]:
+    """Steps at which pairs begin, of so many; what a pair measures differs by `surprise` from what was expected, None if nothing comes of it."""
+    found = []
+    for step in range(num_steps):
+        was_now = plain.is_now
+        plain.step_done(surprise if was_now and not plain_begins(plain, found, step) else None, may_begin=True, gain=gain)
+        if plain.is_now and not was_now:
+            found.append(step + 1)
+    return found
+
+
+def plain_begins(plain: PlainSteps, found: list[int], step: int) -> bool:
+    """True for the first step of a pair."""
+    return bool(found) and found[-1] == step
+
+
+def gaps(steps: list[int]) -> list[int]:
+    return [after - before for before, after in zip(steps, steps[1:], strict=False)]
+
+
+def test_pairs_come_after_as_many_steps_as_their_loss_allows() -> None:
+    assert set(gaps(begins(PlainSteps(), 1000, 0.0))) == {LEAST_PLAIN_EVERY + PLAIN_STEPS}
+    wide = gaps(begins(PlainSteps(), 5000, 0.0, gain=2.0))
+    assert set(wide) == {round(PLAIN_STEPS * 0.5 / PLAIN_LOSS) + PLAIN_STEPS}
+
+
+def test_what_surprises_is_measured_again_soon_but_not_for_ever() -> None:
+    found = gaps(begins(PlainSteps(), 1000, 1.0))
+    assert found[: MOST_SURPRISES + 1] == [PLAIN_AGAIN + PLAIN_STEPS] * MOST_SURPRISES + [LEAST_PLAIN_EVERY + PLAIN_STEPS]
+
+
+def test_where_pairs_measure_nothing_pauses_grow() -> None:
+    found = gaps(begins(PlainSteps(), 20_000, None))
+    assert found[:3] == [pause + PLAIN_STEPS for pause in (64, 128, 256)]
+    assert set(found[3:]) == {MOST_PLAIN_EVERY + PLAIN_STEPS}
+
+
+def test_it_may_be_asked_for_soon() -> None:
+    plain = PlainSteps()
+    plain.soon()
+    assert begins(plain, 20, 0.0) == [PLAIN_AGAIN]
+
+
+def test_none_begins_where_it_would_be_of_no_use() -> None:
+    plain = PlainSteps()
+    assert not any(plain.step_done(None, may_begin=False, gain=1.5) or plain.is_now for _ in range(200))

@@ -1,6 +1,7 @@
-"""Which steps are left plain though drafts pay, so that what drafts are judged by is measured: few, but whenever it is needed. Pure counting.
+"""Which steps are left plain though drafts pay, so that what drafts are judged by is measured: few, but whenever it is needed.
 
 They come in pairs. The first one may still find the target's memory cold, emptied out of the caches by drafting, and is not learned from.
+Pure counting.
 """
 
 PLAIN_STEPS = 2
@@ -44,8 +45,11 @@ class PlainSteps:
         self._due = min(self._due, self._num_steps + PLAIN_AGAIN)
 
     def step_done(self, surprise: float | None, *, may_begin: bool, gain: float) -> bool:
-        """A step; True if it was the one of a pair that counts. `surprise`: if it was a plain step of all sessions behind another, how far it
-        was from what was expected, as a share of that; None: no such step. `may_begin`: a pair would be of use; `gain`: expected speed over plain."""
+        """A step; True if it was the one of a pair that counts.
+
+        `surprise`: if it was a plain step of all sessions behind another, how far it was from what was expected, as a share of that; None:
+        no such step. `may_begin`: a pair would be of use. `gain`: expected speed over plain.
+        """
         self._num_steps += 1
         is_pairs_end = self._num_steps == self._first + PLAIN_STEPS
         was_measured = is_pairs_end and surprise is not None

@@ -1,26 +1,32 @@
-"""When steps are left plain: in pairs, seldom, again soon where they surprise or sessions changed, and ever more seldom where it is of no use."""
+"""When steps are left plain: in pairs, seldom, soon again where they surprise or sessions changed, ever more seldom where of no use."""
 
-from dspark.routing.plain_steps import LEAST_PLAIN_EVERY, MOST_PLAIN_EVERY, MOST_SURPRISES, PLAIN_AGAIN, PLAIN_LOSS, PLAIN_STEPS, PlainSteps
+import itertools
+
+from dspark.routing.plain_steps import (
+    LEAST_PLAIN_EVERY,
+    MOST_PLAIN_EVERY,
+    MOST_SURPRISES,
+    PLAIN_AGAIN,
+    PLAIN_LOSS,
+    PLAIN_STEPS,
+    PlainSteps,
+)
 
 
 def begins(plain: PlainSteps, num_steps: int, surprise: float | None, gain: float = 1.0) -> list[int]:
-    """Steps at which pairs begin, of so many; what a pair measures differs by `surprise` from what was expected, None if nothing comes of it."""
-    found = []
-    for step in range(num_steps):
+    """Steps after which pairs begin. What a pair's last step takes is off by `surprise`; None: it was no plain step of all sessions."""
+    found: list[int] = []
+    for number in range(num_steps):
+        is_last = bool(found) and number == found[-1] + PLAIN_STEPS - 1
         was_now = plain.is_now
-        plain.step_done(surprise if was_now and not plain_begins(plain, found, step) else None, may_begin=True, gain=gain)
+        plain.step_done(surprise if is_last else None, may_begin=True, gain=gain)
         if plain.is_now and not was_now:
-            found.append(step + 1)
+            found.append(number + 1)
     return found
 
 
-def plain_begins(plain: PlainSteps, found: list[int], step: int) -> bool:
-    """True for the first step of a pair."""
-    return bool(found) and found[-1] == step
-
-
 def gaps(steps: list[int]) -> list[int]:
-    return [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(steps)]
 
 
 def test_pairs_come_after_as_many_steps_as_their_loss_allows() -> None:
@@ -40,7 +46,7 @@ def test_where_pairs_measure_nothing_pauses_grow() -> None:
     assert set(found[3:]) == {MOST_PLAIN_EVERY + PLAIN_STEPS}
 
 
-def test_it_may_be_asked_for_soon() -> None:
+def test_a_pair_may_be_asked_for_soon() -> None:
     plain = PlainSteps()
     plain.soon()
     assert begins(plain, 20, 0.0) == [PLAIN_AGAIN]

@@ -25,6 +25,9 @@ FEATURE_PART_BYTES = 2 * 1024 * 1024
 """Features in one draft request; more go in several. Half of what wire/ puts into one message."""
 MAX_IDLE_ROWS = 64
 """While nothing is drafted, no more features are asked for once this many rows are held: the target keeps the others."""
+FRESH_ROUNDS = 4
+"""Rounds in a row with nothing to draft, for which features are asked for all the same: a short break must not cost the round in which what
+is missing would come. To read them costs a step of a small target a tenth; later they are left to the target."""
 IDLE_ROUNDS = 64
 """Rounds in a row with nothing to draft, after which the lease is given back; another is asked for when drafting starts again."""
 
@@ -199,6 +202,8 @@ class LeasedDrafts:
     def _wanted_features(self) -> int:
         """From where on the coming round is to bring features: what is missing, unless nobody is there to read it."""
         if self.features is None or self._session.tokens_left <= 1 or (self._lease is None and not self._acquiring):
+            return NO_FEATURES
+        if self._idle_rounds > FRESH_ROUNDS:
             return NO_FEATURES
         busy = self._background is not None and not self._background.done()
         idle = busy or self._lease is None or self._paused or self._limits_now.skips

@@ -9,7 +9,8 @@ from dspark.errors import StaleRound
 from dspark.fakes import FakeDrafter
 from dspark.messages import NO_FEATURES, DraftReport, DraftRequest, DraftResult
 from dspark.routing import drafts as drafts_module
-from dspark.routing.drafts import MAX_IDLE_ROWS
+from dspark.routing.drafts import FRESH_ROUNDS, MAX_IDLE_ROWS
+from dspark.scheduling.drafting_plan import SKIP
 from tests.routing.parts import DRAFTER
 from tests.routing.readers import LAW, PROMPT, Desk, reader
 
@@ -44,6 +45,20 @@ async def test_a_drafter_that_stays_away_does_not_fill_the_memory() -> None:
     await asyncio.sleep(0.25)  # its late answer is out of the way
     desk.drafts._paused_until_s = 0
     await desk.check_it_drafts()
+    await desk.close()
+
+
+async def test_while_nothing_is_drafted_features_are_soon_left_to_the_target_and_all_there_again_when_it_is() -> None:
+    desk = Desk(reader())
+    await desk.check_it_drafts()
+    asked = []
+    for _ in range(5 * FRESH_ROUNDS):
+        tree = await desk.drafts.propose(SKIP)
+        asked.append(desk.drafts.features_from != NO_FEATURES)
+        desk.verify(tree)
+    assert asked == [True] * FRESH_ROUNDS + [False] * 4 * FRESH_ROUNDS
+    await desk.check_it_drafts(within_rounds=2)
+    assert desk.observer.lost == {}
     await desk.close()
 
 

@@ -41,8 +41,10 @@ CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 FURTHER_EVERY = 16
 """Decisions to draft, of which one is for a candidate more and one deeper than is thought best: else nobody would learn that it pays."""
-WORTH_BEGINNING = 1.05
-"""The same that is worth beginning for: an expectation may be wrong."""
+WORTH_BEGINNING = 1.08
+"""The same that is worth beginning for: an expectation may be wrong, and the best of many is rather too high than too low."""
+WORTH_STAYING = 1.03
+"""The same for going on."""
 RECOUPED_IN = 100
 """Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""
 
@@ -257,7 +259,7 @@ class DraftDecisions:
         if gain >= CLEAR_GAIN:
             return True
         is_known = self._economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS
-        return is_known and (regime in self._drafting or gain >= WORTH_BEGINNING)
+        return is_known and gain >= (WORTH_STAYING if regime in self._drafting else WORTH_BEGINNING)
 
     def _told_rounds(self, regime: Regime, outlook: DraftOutlook) -> float:
         """What it costs to tell a drafter all that it has missed, in plain rounds."""

@@ -10,8 +10,10 @@ from dspark.routing.decisions import (
     IDLE_DECISION_STEPS,
     MOST_EXPLORERS,
     MOST_TRIES,
+    WORTH_BEGINNING,
+    WORTH_STAYING,
 )
-from dspark.routing.economy import DraftedRound
+from dspark.routing.economy import DraftedRound, regime_of
 from dspark.routing.plain_steps import PLAIN_LOSS
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
@@ -358,3 +360,23 @@ def test_nothing_is_drafted_further_where_a_speed_was_promised() -> None:
         limits = books.target.draft_limits(session)
         assert limits.max_depth <= best.max_depth
         books.step(session, CandidateTree.empty(), limits=SKIP)
+
+
+def test_what_is_expected_to_win_little_is_gone_on_with_but_not_begun() -> None:
+    found = []
+    for draft_ms in range(8, 40):
+        books = Books(FLAT)
+        session = books.session("a")
+        books.drafts_cost(float(draft_ms))
+        known(books, session, LIKELY, (4, 3, 3, 1))
+        regime = regime_of(session)
+        assert regime is not None
+        decisions = books.target._decisions
+        begins = not books.decided(session).skips
+        gain = decisions._gains[regime]
+        decisions._drafting.add(regime)
+        decisions._forget()
+        stays = not books.decided(session).skips
+        assert (begins, stays) == (gain >= WORTH_BEGINNING, gain >= WORTH_STAYING)
+        found.append((begins, stays))
+    assert set(found) == {(True, True), (False, True), (False, False)}

@@ -203,11 +203,9 @@ class LeasedDrafts:
         """From where on the coming round is to bring features: what is missing, unless nobody is there to read it."""
         if self.features is None or self._session.tokens_left <= 1 or (self._lease is None and not self._acquiring):
             return NO_FEATURES
-        if self._idle_rounds > FRESH_ROUNDS:
-            return NO_FEATURES
         busy = self._background is not None and not self._background.done()
         idle = busy or self._lease is None or self._paused or self._limits_now.skips
-        if idle and self._feed.num_rows > MAX_IDLE_ROWS:
+        if idle and (self._idle_rounds > FRESH_ROUNDS or self._feed.num_rows > MAX_IDLE_ROWS):
             return NO_FEATURES
         return self._feed.wanted_from(self._session.base_length)
 

@@ -11,7 +11,8 @@ import numpy as np
 from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
-from dspark.routing.rounds import MOST_USUAL_NEWS, InFlight, Verified, Waiting
+from dspark.routing.rounds import InFlight, Verified, Waiting
+from dspark.routing.step_lessons import StepLessons
 from dspark.routing.verdicts import Verdicts
 from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.curve import ThroughputCurve
@@ -24,8 +25,6 @@ from dspark.session import Session
 from dspark.types import SessionId
 
 KEPT_GAIN = 0.05
-MANY_MORE = 1.5
-"""Times as many sessions, or as few, that a plain step is to be measured anew for."""
 TABLE_STEPS = 4
 """Steps that the costs stand: making their table takes longer than reading it, and it changes slowly."""
 
@@ -51,14 +50,7 @@ class TargetEconomy:
         self._table_steps = 0
         self._mean_kept = 0.0
         """Candidates verified per session and round."""
-        self._was_whole = False
-        """True where the last step was of all sessions, and of nothing else."""
-        self._had_drafts = False
-        """True where the last step did."""
-        self._plain_sessions = 0
-        """Of the last plain step that was learned from, or as many as there were when one was asked for."""
-        self._drafting_ms = 0.0
-        """The economy's, at the last step."""
+        self._lessons = StepLessons(economy, self.curve, self._news)
 
     @property
     def overlap(self) -> float:
@@ -77,7 +69,8 @@ class TargetEconomy:
             self._promised[session.session_id] = session
         if (regime := self._regime_of(session)) is not None:
             self._regimes[regime] += 1
-        self._plain_costs, self._was_whole = None, False
+        self._plain_costs = None
+        self._lessons.session_entered()
         self._decisions.enter()
 
     def leave(self, session: Session) -> None:
@@ -259,62 +252,19 @@ class TargetEconomy:
         self, rows: int, verify_ms: float, round_ms: float, verified: Sequence[Verified], between_ms: float | None = None
     ) -> None:
         """A step with its verdicts; `round_ms` from submit to report, `between_ms` from the report before to this submit."""
-        self._learn_router_work(rows, verified, between_ms)
+        self._lessons.router_work(rows, verified, self.num_sessions, between_ms)
         if not verified:
             return
-        plain_surprise = self._learn_step(rows, verify_ms, verified)
+        plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())
         self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1
         if self._table_steps >= TABLE_STEPS or self._decisions.measures_plain:
             self._plain_costs = None
-        self._notice_change()
-        self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
-
-    def _learn_step(self, rows: int, verify_ms: float, verified: Sequence[Verified]) -> float | None:
-        """How far it is from what was expected, if it is a plain one of all sessions behind another. One behind drafting is not what plain
-        decoding takes: it teaches nothing."""
-        has_drafts = any(not one.limits.skips for one in verified)
-        had_drafts, self._had_drafts = self._had_drafts, has_drafts
-        is_plain = rows == len(verified)
-        if is_plain and (has_drafts or had_drafts):
-            return None
-        is_whole = is_plain and len(verified) == self.num_sessions
-        surprise = self._surprise(rows, verify_ms) if is_whole else None
-        self.curve.observe(rows, float(np.mean([v.session.base_length for v in verified])), verify_ms, len(verified))
-        if is_whole:
-            self._plain_sessions = len(verified)
-        return surprise
-
-    def _notice_change(self) -> None:
-        """Once for each: what a plain step of so many takes is to be seen soon. What the first ones take, the profile says."""
-        before, now = self._plain_sessions, max(1, self.num_sessions)
-        if before and max(before, now) <= MANY_MORE * min(before, now):
-            return
-        self._plain_sessions = now
-        if before:
+        if self._lessons.sessions_changed(self.num_sessions):
             self._decisions.sessions_changed()
-
-    def _learn_router_work(self, rows: int, verified: Sequence[Verified], between_ms: float | None) -> None:
-        """What lies between two steps that all sessions share is the router's, but for the calls of drafters. Where calls go beside each
-        other, on several replicas or for several targets, their sum is too much, and less is learned than there is, or nothing."""
-        is_whole = 0 < len(verified) == self.num_sessions and rows == sum(1 + len(one.kept) for one in verified)
-        was_whole, self._was_whole = self._was_whole, is_whole
-        calls_ms, self._drafting_ms = self._economy.drafting_ms - self._drafting_ms, self._economy.drafting_ms
-        drafted = [one for one in verified if not one.limits.skips]
-        is_usual = all(self._news(one.session) <= MOST_USUAL_NEWS + 2 * one.limits.max_depth for one in drafted)
-        if between_ms is None or between_ms < calls_ms or not (is_whole and was_whole and is_usual):
-            return
-        if not drafted:
-            self._economy.router_work.plain_round(len(verified), between_ms)
-        elif (name := drafted[0].session.drafter) is not None:
-            self._economy.router_work.drafted_round(name, len(verified), len(drafted), between_ms - calls_ms)
-
-    def _surprise(self, rows: int, verify_ms: float) -> float | None:
-        """How far a step is from what was expected of it, as a share of that; None where nothing was."""
-        costs = self.costs()
-        return None if costs is None else abs(verify_ms / costs.step_of(rows) - 1.0)
+        self._decisions.step_done(self._verdicts.learn_when_due(verified), plain_surprise)
 
     def _pay_for_exploring(self, verified: Sequence[Verified]) -> None:
         """Of every regime here: what explored rounds lost, or that a round passed without drafts."""

@@ -27,7 +27,7 @@ OWN_DECAY = 0.99
 SESSION_DECAY = 0.98
 """Of what a session adds to a step, with every step that it is learned of."""
 MANY_MORE = 1.5
-"""Times as many sessions, or as few, where that is learned nearly from the beginning."""
+"""Times as many sessions, or as few, where that is learned nearly from the beginning, and a plain step is to be measured anew."""
 MOST_SESSIONS_BEYOND = 2.0
 """Of the sessions that it was learned of: more of them are not taken to add more until they are seen."""
 MAX_SURPRISE = 1.5

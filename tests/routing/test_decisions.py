@@ -5,7 +5,6 @@ import pytest
 
 from dspark.routing.decisions import (
     DECISION_STEPS,
-    FURTHER_EVERY,
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
     MOST_EXPLORERS,
@@ -22,7 +21,7 @@ from dspark.scheduling.paying import CLEAR_ROUNDS, FIRST_PAUSE_ROUNDS, MIN_ROUND
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LEARNED, LIKELY, STEEP, UNLIKELY, Books, known, lives
-from tests.routing.parts import DRAFTER, LIMITS_OF_DRAFTER
+from tests.routing.parts import LIMITS_OF_DRAFTER
 
 
 def test_a_steep_target_has_less_drafted() -> None:
@@ -315,51 +314,6 @@ def test_exploring_is_paid_for_with_what_the_drafter_has_to_be_told_first() -> N
         books.step(session, UNLIKELY, 0, limits=limits, draft_ms=40.0)
         spent.append(FIRST_ROUNDS - books.economy.explorations["default", True].purse_rounds)
     assert spent[1] - spent[0] == pytest.approx(97 * 0.1 / 10.0, rel=0.2)
-
-
-def test_now_and_then_a_step_drafts_one_candidate_more_and_one_deeper_than_is_best() -> None:
-    books = Books((5.0, 6.0))
-    books.drafts_cost(0.1)
-    session = books.session("a")
-    known(books, session, LIKELY, (4, 3, 3, 1))
-    best = books.decided(session)
-    assert 0 < best.max_depth < LIMITS_OF_DRAFTER.max_depth
-    asked = []
-    for _ in range(2 * FURTHER_EVERY * DECISION_STEPS):
-        limits = books.target.draft_limits(session)
-        asked.append(limits)
-        kept = list(range(0 if limits.skips else best.max_nodes))
-        tree = CandidateTree.empty() if limits.skips else LIKELY
-        books.step(session, tree, len(kept), kept, limits)
-    further = [limits for limits in asked if limits.max_depth == best.max_depth + 1]
-    assert DECISION_STEPS <= len(further) <= 3 * DECISION_STEPS
-    assert {limits.max_nodes for limits in further} == {best.max_nodes + 1}
-
-
-def test_what_is_drafted_further_stays_within_what_the_configuration_allows_and_what_can_be_drafted() -> None:
-    few = {"max_depth": 4, "max_nodes": 2, "max_width": 1}
-    books = Books(FLAT, config=DRAFTER.model_copy(update=few))
-    books.drafts_cost(0.1)
-    session = books.session("a")
-    known(books, session, CandidateTree.chain([1, 2], [0.9, 0.8]), (2,))
-    asked = set()
-    for _ in range(4 * FURTHER_EVERY * DECISION_STEPS):
-        limits = books.target.draft_limits(session)
-        asked.add(limits)
-        books.step(session, CandidateTree.empty() if limits.skips else CandidateTree.chain([1, 2], [0.9, 0.8]), 0, limits=limits)
-    assert all(limits.max_depth <= limits.max_nodes <= 2 for limits in asked)
-
-
-def test_nothing_is_drafted_further_where_a_speed_was_promised() -> None:
-    books = Books((5.0, 6.0))
-    books.drafts_cost(0.1)
-    session = books.session("a", tokens_per_second=1.0)
-    known(books, session, LIKELY, (4, 3, 3, 1))
-    best = books.decided(session)
-    for _ in range(2 * FURTHER_EVERY * DECISION_STEPS):
-        limits = books.target.draft_limits(session)
-        assert limits.max_depth <= best.max_depth
-        books.step(session, CandidateTree.empty(), limits=SKIP)
 
 
 def test_what_is_expected_to_win_little_is_gone_on_with_but_not_begun() -> None:

@@ -35,7 +35,7 @@ class ModelSource(StrictModel):
     """A folder, a Hugging Face hub name, or `demo:target`, `demo:drafter`, `demo:dspark` for the shipped models."""
     revision: str | None = None
     """Hub revision; pin a commit hash for a hub name."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     device_map: str | dict[str, Any] | None = None
     """Passed to transformers: spreads one target over the GPUs of one node."""
@@ -69,6 +69,8 @@ class TargetConfig(ModelSource):
     model: str = "demo:target"
     served_name: str | None = None
     """The name clients use; default: the last part of `model`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Part of what the target is: another precision answers otherwise."""
     max_length: Positive | None = None
     """Longest prompt plus output in tokens; default: the model's own limit."""
     kv_cache: KvCacheConfig = KvCacheConfig()
@@ -86,6 +88,8 @@ class DrafterConfig(ModelSource):
     """`block` is the DSpark drafter (DFlash where its checkpoint has no sequential head), `eagle` an EAGLE-3-style one."""
     model: str = SHIPPED_DRAFTERS["block"]
     """Default: the shipped drafter of this kind (SHIPPED_DRAFTERS)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the device multiplies it, else float32. No token depends on it, only what drafts cost."""
     max_depth: Annotated[int, Field(ge=0, le=64)] = 7
     """Most draft positions per round (`num_speculative_tokens` elsewhere)."""
     max_nodes: Annotated[int, Field(ge=0, le=256)] = 16

@@ -9,6 +9,7 @@ Philox-4x32-10 would cost four times the operations per word, and on a small mod
 Symbols: R rows, V vocabulary.
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 PURPOSE_SAMPLING = 0
 CACHE_BYTES = 64 * 1024 * 1024
+MAX_CACHES = 4
+"""Of one thread, each of another vocabulary or device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,27 @@ class NoiseCache:
         missing = [key for key in dict.fromkeys(keys) if key not in self._rows]
         if missing:
             self._rows.update(zip(missing, gumbel_noise(missing, self._vocab_size, self._device).unbind(0), strict=True))
+
+
+class _ThreadsCaches(threading.local):
+    """Each thread sees its own."""
+
+    def __init__(self) -> None:
+        self.caches: OrderedDict[tuple[int, torch.device], NoiseCache] = OrderedDict()
+
+
+_THREADS = _ThreadsCaches()
+
+
+def noise_cache(vocab_size: int, device: torch.device) -> NoiseCache:
+    """The calling thread's. Where one thread runs drafter and target, what the one guessed by is at hand when the other decides."""
+    caches, key = _THREADS.caches, (vocab_size, device)
+    if key not in caches:
+        caches[key] = NoiseCache(vocab_size, device)
+        if len(caches) > MAX_CACHES:
+            caches.popitem(last=False)
+    caches.move_to_end(key)
+    return caches[key]
 
 
 def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) -> torch.Tensor:

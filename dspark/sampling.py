@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dspark.devices import on_device
-from dspark.noise import NoiseCache, NoiseKey
+from dspark.noise import NoiseKey, noise_cache
 from dspark.types import SamplingParams
 
 MINUS_INFINITY = float("-inf")
@@ -38,14 +38,15 @@ class Choice:
 
 
 class Sampler:
-    """Decides rows of one vocabulary on one device; keeps recent noise. For one thread."""
+    """Decides rows of one vocabulary on one device; recent noise is kept by the thread."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._noise = NoiseCache(vocab_size, device)
+        self._vocab_size = vocab_size
+        self._device = device
 
     def make_noise(self, rows: Sequence[RowSampling]) -> None:
         """Noise of rows that will be decided soon, all at once."""
-        self._noise.make([NoiseKey(row.params.seed, row.params.choice, row.position) for row in rows if row.params.temperature > 0])
+        noise_cache(self._vocab_size, self._device).make([_key(row) for row in rows if row.params.temperature > 0])
 
     def choose(self, logits: torch.Tensor, rows: Sequence[RowSampling]) -> torch.Tensor:
         """[R] int64: the token of each row of `logits` [R, V]."""
@@ -68,12 +69,16 @@ class Sampler:
         if not sampled:
             return scores
         chosen = [rows[index] for index in sampled]
-        noise = self._noise.rows([NoiseKey(row.params.seed, row.params.choice, row.position) for row in chosen])
+        noise = noise_cache(self._vocab_size, self._device).rows([_key(row) for row in chosen])
         if len(sampled) == len(rows):
             return process_logits(scores, [row.params for row in chosen]).add_(noise)
         index = on_device(sampled, torch.int64, logits.device)
         processed = process_logits(scores[index], [row.params for row in chosen]).add_(noise)
         return scores.index_copy(0, index, processed)
+
+
+def _key(row: RowSampling) -> NoiseKey:
+    return NoiseKey(row.params.seed, row.params.choice, row.position)
 
 
 def process_logits(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:

@@ -5,11 +5,12 @@ for a fresh seed.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from dspark.noise import CACHE_BYTES, NoiseCache, NoiseKey, gumbel_noise, mix64, random_words
+from dspark.noise import CACHE_BYTES, MAX_CACHES, NoiseCache, NoiseKey, gumbel_noise, mix64, noise_cache, random_words
 
 CPU = torch.device("cpu")
 SEED = 20240607
@@ -116,6 +117,26 @@ def test_no_more_rows_are_made_ahead_than_the_cache_holds(monkeypatch: pytest.Mo
     monkeypatch.setattr("dspark.noise.gumbel_noise", made := _Counting())
     NoiseCache(8, CPU).make([NoiseKey(4, 0, position) for position in range(100)])
     assert made.count == 64
+
+
+def test_whoever_decides_in_one_thread_shares_its_noise_and_other_threads_have_their_own() -> None:
+    mine = noise_cache(33, CPU)
+    assert noise_cache(33, torch.device("cpu")) is mine
+    assert noise_cache(34, CPU) is not mine
+    with ThreadPoolExecutor(1) as thread:
+        theirs = thread.submit(noise_cache, 33, CPU).result()
+        assert theirs is not mine
+        assert thread.submit(noise_cache, 33, CPU).result() is theirs
+
+
+def test_a_thread_keeps_the_caches_that_it_used_last() -> None:
+    first, second = noise_cache(101, CPU), noise_cache(102, CPU)
+    for size in range(103, 101 + MAX_CACHES):
+        noise_cache(size, CPU)
+    assert noise_cache(101, CPU) is first
+    noise_cache(101 + MAX_CACHES, CPU)
+    assert noise_cache(101, CPU) is first
+    assert noise_cache(102, CPU) is not second
 
 
 def test_moments_are_those_of_the_gumbel_law() -> None:

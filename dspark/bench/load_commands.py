@@ -26,7 +26,7 @@ PROFILE_BUDGET_S = 15.0
 """Three times the service's: the curve goes into the file, and must reach to steps of many clients."""
 SERVICE = "service"
 SAME_SIGNAL_S = 0.5
-DTYPES = get_args(TargetConfig.model_fields["dtype"].annotation)
+DTYPES = {kind: get_args(kind.model_fields["dtype"].annotation) for kind in (TargetConfig, DrafterConfig)}
 FromOption = Annotated[Path, typer.Option("--from", help="load.json of `bench load`, or its folder.")]
 
 
@@ -51,7 +51,8 @@ def load(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of this process.")] = 1,
     device: Annotated[str, typer.Option(help="Of target and drafter: cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of target and drafter: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the target: float32, bfloat16, float16.")] = "float32",
+    draft_dtype: Annotated[str, typer.Option(help="Of the drafter; auto: bfloat16 where the device multiplies it, else float32.")] = "auto",
     trace_rounds: Annotated[
         int, typer.Option(min=0, help="Drafts to record first, for `bench simulate --against`; 0 leaves that out.")
     ] = 600,
@@ -75,10 +76,11 @@ def load(
         if url is not None:
             _print(_served(url, name, texts, plan, patience, out), out)
             return
-        placed = _placed(device, dtype, threads)
-        drafter = _drafter(drafters, placed, with_lookup)
+        placed = {"device": device, "num_threads": threads}
+        drafter = _drafter(drafters, placed | _precision(DrafterConfig, draft_dtype), with_lookup)
         names = tuple(system.strip() for system in systems.split(",") if system.strip())
-        own = TargetConfig.model_validate({"model": target, "profile": ProfileConfig(budget_s=PROFILE_BUDGET_S)} | placed)
+        profile = {"profile": ProfileConfig(budget_s=PROFILE_BUDGET_S)}
+        own = TargetConfig.model_validate({"model": target} | profile | placed | _precision(TargetConfig, dtype))
         _print(_local(names, own, drafter, texts, plan, patience, trace_rounds, out), out)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
@@ -216,11 +218,10 @@ def _ends_early(patience: Patience) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _placed(device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Fields that target and drafter have in common."""
-    if dtype not in DTYPES:
-        raise ConfigError(f"{dtype!r} is none of {', '.join(DTYPES)}", "dtype")
-    return {"device": device, "dtype": dtype, "num_threads": threads}
+def _precision(kind: type[TargetConfig] | type[DrafterConfig], dtype: str) -> dict[str, str]:
+    if dtype not in DTYPES[kind]:
+        raise ConfigError(f"{dtype!r} is none of {', '.join(DTYPES[kind])}", "dtype" if kind is TargetConfig else "draft_dtype")
+    return {"dtype": dtype}
 
 
 def _drafter(text: str, placed: dict[str, Any], with_lookup: bool) -> DrafterConfig:

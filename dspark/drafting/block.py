@@ -69,7 +69,7 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         estimator: Estimator | None = None,
         min_survival: float = 0.0,
     ) -> None:
-        """`model` must have been built with the packed attention."""
+        """`model` must have been built with the packed attention; its weights do not change any more."""
         num_blocks = max(1, num_cache_tokens // block_tokens)
         pool = BlockPool(num_blocks, block_tokens)
         device = projection.fc.weight.device
@@ -112,9 +112,8 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
 
     def _cache_part(self, vectors: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> None:  # [1, c, d], 2 x [c]
         rotations = self._model.stack.rotations(vectors, positions.unsqueeze(0))
-        for layer in range(len(self._model.layers)):
-            keys, values = self._model.stack.context_keys_values(layer, vectors, rotations)
-            self._cache.write(layer, slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        for layer, (keys, values) in enumerate(self._model.served_context.keys_values(vectors, rotations)):
+            self._cache.write(layer, slots, keys, values)
 
     def _backbone(self, sessions: Sequence[_BlockSession]) -> torch.Tensor:
         """[R, d]: one forward over all blocks, each of as many positions as its session drafts. What a whole block would say of them is

@@ -24,6 +24,7 @@ from dspark.runtime.draft_formats import DraftCheckpoint
 from dspark.runtime.draft_spec import DraftSpec
 from dspark.runtime.layer_stack import LayerStack, within_window
 from dspark.runtime.projection import FeatureProjection
+from dspark.runtime.stacked_context import StackedContext
 from dspark.runtime.weight_layout import PackedLinear, by_columns, lay_out_linears, linear, packed
 
 BLOCK_ATTENTION = "dspark_block"
@@ -69,6 +70,7 @@ class BlockModel(nn.Module):
         self._shared = [shared]  # in a list, so that the target's weights do not become this module's parameters
         self._served_head: list[torch.Tensor | PackedLinear] = []
         """The LM head as laid out for serving."""
+        self._served_context: StackedContext | None = None
         self.stack.embed_tokens.weight = nn.Parameter(shared.embedding, requires_grad=False)
 
     @classmethod
@@ -92,9 +94,17 @@ class BlockModel(nn.Module):
 
     def lay_out_for_serving(self) -> None:
         """See weight_layout.py; not for training."""
+        self._served_context = StackedContext(self.stack)  # before their weights are packed, of which there would be one copy more
         lay_out_linears(self)
         head = self._shared[0].lm_head
         self._served_head = [PackedLinear(head)] if packed(head) else [by_columns(head)]
+
+    @property
+    def served_context(self) -> StackedContext:
+        """What makes the context's keys and values in service; made with the first call, of weights that do not change any more."""
+        if self._served_context is None:
+            self._served_context = StackedContext(self.stack)
+        return self._served_context
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""

@@ -23,7 +23,7 @@ from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
 from dspark.runtime.attention import ATTENTION_NAME, register
 from dspark.runtime.draft_formats import DraftCheckpoint, check_target, read_draft_checkpoint
 from dspark.runtime.fingerprints import model_fingerprint
-from dspark.runtime.loading import DTYPES, load_causal_lm, load_tokenizer, model_card, resolve_folder
+from dspark.runtime.loading import dtype_of, load_causal_lm, load_tokenizer, model_card, resolve_folder
 from dspark.runtime.model import PackedModel
 from dspark.runtime.projection import FeatureProjection
 from dspark.runtime.weight_layout import lay_out_linears
@@ -73,7 +73,7 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
     if spec.target_fingerprint not in ("", model_fingerprint(target)):
         raise FingerprintMismatch(f"{checkpoint.folder} was trained for another target than {target}")
     check_target(checkpoint.folder, spec, target)
-    dtype = DTYPES[config.dtype]
+    dtype = dtype_of(config)
     shared = SharedWeights.from_folder(target, dtype, config.device)
     projection = FeatureProjection(spec, checkpoint.fingerprint)
     projection.load(checkpoint.tensors, checkpoint.folder)

@@ -22,9 +22,11 @@ from dspark.runtime.checkpoint import check_folder
 from dspark.runtime.fingerprints import eos_token_ids, model_card, model_fingerprint, tokenizer_fingerprint
 from dspark.runtime.hub import resolve_folder
 from dspark.runtime.tokenizers import load_tokenizer
+from dspark.runtime.weight_layout import multiplies_bfloat16
 
 __all__ = [
     "check_folder",
+    "dtype_of",
     "eos_token_ids",
     "load_causal_lm",
     "load_tokenizer",
@@ -70,7 +72,7 @@ def _from_pretrained(folder: Path, source: ModelSource, attention: str) -> tuple
     try:
         model, report = load(
             folder,
-            dtype=DTYPES[source.dtype],
+            dtype=dtype_of(source),
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
@@ -97,6 +99,13 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - SHOWN_TENSORS} more" if len(names) > SHOWN_TENSORS else ""
             raise ModelLoadError(f"{folder}: tensors {problem}: {', '.join(names[:SHOWN_TENSORS])}{more}")
+
+
+def dtype_of(source: ModelSource) -> torch.dtype:
+    """The precision of its weights. Raises ConfigError for a device that is not there."""
+    if source.dtype != "auto":
+        return DTYPES[source.dtype]
+    return torch.bfloat16 if multiplies_bfloat16(torch_device(source.device)) else torch.float32
 
 
 def torch_device(name: str) -> torch.device:

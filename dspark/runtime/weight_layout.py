@@ -17,6 +17,8 @@ from torch.nn import functional
 
 PACKED_FROM = 2**18
 """Numbers in a weight, from which packing pays."""
+HALVES_PACKED_FROM = 2**12
+"""The same of a weight in bfloat16."""
 PACKED_FOR_ROWS = 16
 """What oneDNN is told to expect; the layout that it chooses is the same for 4 to 32."""
 LEAST_ROWS = 4
@@ -64,8 +66,23 @@ class PackedLinear(nn.Module):
 
 
 def packed(weight: torch.Tensor) -> bool:
-    """Whether this weight is better packed: a large float32 matrix on a CPU, and a torch that has the kernels."""
-    return _can_move(weight) and weight.numel() >= PACKED_FROM and _has_kernels()
+    """Whether this weight is better packed: a large float32 matrix on a CPU, or one of bfloat16 where the CPU multiplies that, which a
+    plain product would pack anew each time; and a torch that has the kernels."""
+    if weight.dtype == torch.bfloat16:
+        on_cpu = weight.device.type == "cpu" and weight.ndim == 2
+        fits = on_cpu and weight.numel() >= HALVES_PACKED_FROM and multiplies_bfloat16(weight.device)
+    else:
+        fits = _can_move(weight) and weight.numel() >= PACKED_FROM
+    return fits and _has_kernels()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it, so that a product takes about half of what one of float32 takes."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu: Any = torch.cpu  # of later versions too, one may hope
+    has_instructions = getattr(cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and has_instructions is not None and bool(has_instructions())
 
 
 def lay_out_linears(module: nn.Module, *, pack: bool = True) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from dspark.config import ModelSource
+from dspark.config import DrafterConfig, ModelSource, TargetConfig
 from dspark.errors import ConfigError, ModelLoadError
 from dspark.runtime.loading import (
     check_folder,
+    dtype_of,
     load_tokenizer,
     model_card,
     model_fingerprint,
@@ -51,6 +53,19 @@ def test_a_path_or_demo_name_that_is_not_there_is_an_error_and_no_download(name:
 def test_a_file_is_not_a_folder(folder: Path) -> None:
     with pytest.raises(ModelLoadError, match="is a file"):
         resolve_folder(ModelSource(model=str(folder / WEIGHTS)))
+
+
+@pytest.mark.parametrize(("multiplies", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_drafters_are_in_bfloat16_by_themselves_where_the_device_multiplies_it(multiplies: bool, expected: torch.dtype, monkeypatch: Any) -> None:
+    monkeypatch.setattr("dspark.runtime.loading.multiplies_bfloat16", lambda device: multiplies)
+    assert dtype_of(DrafterConfig()) == expected
+    assert dtype_of(DrafterConfig(dtype="float16")) == torch.float16
+    assert dtype_of(TargetConfig()) == torch.float32
+
+
+def test_no_target_is_in_a_precision_of_the_machines_choosing() -> None:
+    with pytest.raises(ValidationError, match="dtype"):
+        TargetConfig.model_validate({"dtype": "auto"})
 
 
 def test_a_loaded_model_computes_what_the_saved_one_did(folder: Path) -> None:

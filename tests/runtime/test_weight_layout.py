@@ -4,7 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from dspark.runtime.weight_layout import LEAST_ROWS_FROM, PACKED_FROM, PackedLinear, by_columns, lay_out_linears, linear, packed
+from dspark.runtime.weight_layout import (
+    HALVES_PACKED_FROM,
+    LEAST_ROWS_FROM,
+    PACKED_FROM,
+    PackedLinear,
+    by_columns,
+    lay_out_linears,
+    linear,
+    multiplies_bfloat16,
+    packed,
+)
+
+CPU = torch.device("cpu")
+with_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="this CPU does not multiply bfloat16")
 
 WIDE = 1024
 LARGE = (PACKED_FROM // WIDE, WIDE)
@@ -46,12 +59,33 @@ def test_laying_out_twice_copies_nothing() -> None:
 def test_other_precisions_and_shapes_stay_as_they_are() -> None:
     for weight in (torch.randn(4, 3, dtype=torch.bfloat16), torch.randn(2, 3, 4), torch.ones(4, 3, dtype=torch.int64)):
         assert by_columns(weight) is weight
-    assert not packed(torch.empty(LARGE, dtype=torch.bfloat16))
+    assert not packed(torch.empty(LARGE, dtype=torch.float16))
 
 
 def test_only_large_weights_are_packed() -> None:
     assert packed(torch.empty(LARGE))
     assert not packed(torch.empty(LARGE[0] - 1, LARGE[1]))
+
+
+def test_weights_in_bfloat16_are_packed_from_a_smaller_size_where_the_cpu_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = torch.empty((HALVES_PACKED_FROM // 64, 64), dtype=torch.bfloat16)
+    for can in (True, False):
+        monkeypatch.setattr("dspark.runtime.weight_layout.multiplies_bfloat16", lambda device, can=can: can)
+        assert packed(small) == can
+        assert not packed(small[1:])
+
+
+@with_bfloat16
+@pytest.mark.parametrize("num_rows", [1, 3, 7, 33])
+@torch.inference_mode()
+def test_a_packed_product_in_bfloat16_is_the_plain_one_up_to_rounding(num_rows: int) -> None:
+    torch.manual_seed(1)
+    layer = nn.Linear(64, 128).to(torch.bfloat16)
+    rows = torch.randn(2, num_rows, 64, dtype=torch.bfloat16)
+    model = nn.Sequential(layer)
+    lay_out_linears(model)
+    assert isinstance(model[0], PackedLinear)
+    torch.testing.assert_close(model(rows), layer(rows), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 33])

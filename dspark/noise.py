@@ -9,6 +9,7 @@ Philox-4x32-10 would cost four times the operations per word, and on a small mod
 Symbols: R rows, V vocabulary.
 """
 
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -95,25 +96,35 @@ def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) ->
     g = -log E with E = -log(1-u) from 32 random bits: small E, which win an argmax, keep their full precision. A 24-bit uniform
     would cut the tail at 17.3, which shows at V = 150k.
     """
-    bits = random_words(keys, -(-vocab_size // 2), device)[:, :vocab_size]
+    bits = random_words(keys, -(-vocab_size // 2), device)
+    bits = bits[:, :vocab_size] if vocab_size < bits.shape[1] else bits
     # In float32 the largest words round to u = 1, whose variate is infinite: the clamp keeps every token's score finite.
     uniform = bits.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def random_words(keys: list[NoiseKey], num_pairs: int, device: torch.device) -> torch.Tensor:
-    """[R, 2 * num_pairs] int64 holding 32-bit words: both halves of each 64-bit output."""
+    """[R, 2 * num_pairs] holding 32-bit words, the lower and the higher half of each 64-bit output, as uint32 on CPUs, else as int64."""
     row_keys = on_device([_signed(_row_key(key)) for key in keys], torch.int64, device).unsqueeze(-1)  # [R, 1]
     steps = torch.arange(1, num_pairs + 1, dtype=torch.int64, device=device) * _signed(_GAMMA)
     mixed = mix64(row_keys + steps)
+    if device.type == "cpu" and sys.byteorder == "little":
+        return mixed.view(torch.uint32)  # they lie in memory like this already
     return torch.stack((mixed & 0xFFFFFFFF, (mixed >> 32) & 0xFFFFFFFF), dim=-1).flatten(1)
 
 
 def mix64(state: torch.Tensor) -> torch.Tensor:
     """SplitMix64's output function on int64 bit patterns; overwrites and returns `state`."""
+    spare = torch.empty_like(state)  # new memory for each shift would come from the system page by page
     for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1])):
-        state.bitwise_xor_((state >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(_signed(multiplier))
-    return state.bitwise_xor_((state >> 31).bitwise_and_((1 << 33) - 1))
+        _xor_shifted(state, shift, spare).mul_(_signed(multiplier))
+    return _xor_shifted(state, 31, spare)
+
+
+def _xor_shifted(state: torch.Tensor, shift: int, spare: torch.Tensor) -> torch.Tensor:
+    """state ^= state >> shift, as if it had no sign."""
+    torch.bitwise_right_shift(state, shift, out=spare)
+    return state.bitwise_xor_(spare.bitwise_and_((1 << (64 - shift)) - 1))
 
 
 def _row_key(key: NoiseKey) -> int:

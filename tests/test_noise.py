@@ -39,7 +39,6 @@ def test_noise_does_not_change_from_one_version_to_the_next() -> None:
     """Seeds are part of what users keep: the same seed must give the same text next year."""
     words = random_words([NoiseKey(1, 0, 5), NoiseKey(2**63 - 1, 3, 100_000)], 1, CPU)
     assert words.tolist() == [[2544717092, 691836082], [4239157968, 1593845555]]
-    assert bool(((words >= 0) & (words < 2**32)).all())
 
 
 def test_a_row_does_not_depend_on_its_batch_its_order_or_the_vocabulary_asked_for() -> None:

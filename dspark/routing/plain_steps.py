@@ -1,5 +1,6 @@
 """Which steps are left plain though drafts pay, so that what drafts are judged by is measured: few, but whenever it is needed.
 
+Soon at first, since what plain steps take is known worst where drafting has just begun, and ever more seldom where they are as expected.
 They come in pairs. The first one may still find the target's memory cold, emptied out of the caches by drafting, and is not learned from.
 Pure counting.
 """
@@ -13,7 +14,7 @@ LEAST_PLAIN_EVERY = 32
 """Steps from a measurement to the next, at least."""
 MOST_PLAIN_EVERY = 512
 """Where measurements fail, since sessions never go together, say."""
-PLAIN_SURPRISE = 0.2
+PLAIN_SURPRISE = 0.15
 """Of the expected time, by which such a step is not as expected."""
 PLAIN_AGAIN = 4
 """Steps until it is measured again."""
@@ -32,6 +33,8 @@ class PlainSteps:
         """When the next one is to begin."""
         self._pause = LEAST_PLAIN_EVERY
         """After a pair that measured nothing."""
+        self._spacing = LEAST_PLAIN_EVERY
+        """After one that was as expected."""
         self._num_surprises = 0
         """In a row."""
 
@@ -43,6 +46,7 @@ class PlainSteps:
     def soon(self) -> None:
         """What was measured may not hold any more: many more sessions came, or went."""
         self._due = min(self._due, self._num_steps + PLAIN_AGAIN)
+        self._spacing = LEAST_PLAIN_EVERY
 
     def step_done(self, surprise: float | None, *, may_begin: bool, gain: float) -> bool:
         """A step; True if it was the one of a pair that counts.
@@ -54,6 +58,8 @@ class PlainSteps:
         is_pairs_end = self._num_steps == self._first + PLAIN_STEPS
         was_measured = is_pairs_end and surprise is not None
         if surprise is not None:
+            if not was_measured:
+                self._spacing = LEAST_PLAIN_EVERY  # nothing was drafted lately
             self._due = self._num_steps + (self._steps_until(surprise, gain) if was_measured else LEAST_PLAIN_EVERY)
         elif is_pairs_end:
             self._pause = min(2 * self._pause, MOST_PLAIN_EVERY)
@@ -67,6 +73,9 @@ class PlainSteps:
         self._pause = LEAST_PLAIN_EVERY
         self._num_surprises = self._num_surprises + 1 if surprise > PLAIN_SURPRISE else 0
         if 0 < self._num_surprises <= MOST_SURPRISES:
+            self._spacing = LEAST_PLAIN_EVERY
             return PLAIN_AGAIN
         self._num_surprises = 0
-        return max(LEAST_PLAIN_EVERY, round(PLAIN_STEPS * (1.0 - 1.0 / gain) / PLAIN_LOSS))
+        most = max(LEAST_PLAIN_EVERY, round(PLAIN_STEPS * (1.0 - 1.0 / gain) / PLAIN_LOSS))
+        steps, self._spacing = min(self._spacing, most), min(2 * self._spacing, most)
+        return steps

@@ -137,8 +137,16 @@ class _Corrections:
         sessions = sessions_measured(self._profile.rows) if num_sessions is None else num_sessions
         profiled_ms = self._profile.at_context(self._contexts(context_tokens, num_sessions))
         times = (profiled_ms + self._added_ms(sessions)) * np.exp(self._late_log + self._distances)
-        times = _pooled_means(times, self._weights + LEAST_WEIGHT)
+        times = self._never_falling(times, 1 if num_sessions is None else num_sessions)
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
+
+    def _never_falling(self, times: Floats, num_sessions: int) -> Floats:
+        """[M] of steps that so many sessions share. Those of fewer rows were without some of them, and often slow for the reason why; they
+        are not asked for, and must not tell what whole steps take."""
+        whole = min(int(np.searchsorted(self._profile.rows, num_sessions)), len(times) - 1)
+        weights = self._weights + LEAST_WEIGHT
+        above = _pooled_means(times[whole:], weights[whole:])
+        return np.concatenate((_pooled_means(np.minimum(times[:whole], above[0]), weights[:whole]), above))
 
     def _learn_added(self, added_ms: float, rows: int, num_sessions: int, profiled_ms: float) -> None:
         """Of plain steps once there are any: others may take longer for other reasons, as behind drafting that emptied the caches of a CPU.

@@ -29,10 +29,20 @@ def gaps(steps: list[int]) -> list[int]:
     return [after - before for before, after in itertools.pairwise(steps)]
 
 
-def test_pairs_come_after_as_many_steps_as_their_loss_allows() -> None:
+def test_pairs_come_ever_more_seldom_but_no_more_than_their_loss_asks_for() -> None:
     assert set(gaps(begins(PlainSteps(), 1000, 0.0))) == {LEAST_PLAIN_EVERY + PLAIN_STEPS}
     wide = gaps(begins(PlainSteps(), 5000, 0.0, gain=2.0))
-    assert set(wide) == {round(PLAIN_STEPS * 0.5 / PLAIN_LOSS) + PLAIN_STEPS}
+    most = round(PLAIN_STEPS * 0.5 / PLAIN_LOSS)
+    assert wide[:5] == [min(spacing, most) + PLAIN_STEPS for spacing in (32, 64, 128, 256, 512)]
+    assert set(wide[5:]) == {most + PLAIN_STEPS}
+
+
+def test_pairs_are_frequent_again_after_a_while_of_plain_decoding() -> None:
+    plain = PlainSteps()
+    begins(plain, 3000, 0.0, gain=2.0)
+    for _ in range(3):
+        plain.step_done(0.0, may_begin=False, gain=1.0)  # plain anyway: no pair's
+    assert gaps(begins(plain, 200, 0.0, gain=2.0))[:2] == [LEAST_PLAIN_EVERY + PLAIN_STEPS, 2 * LEAST_PLAIN_EVERY + PLAIN_STEPS]
 
 
 def test_what_surprises_is_measured_again_soon_but_not_for_ever() -> None:

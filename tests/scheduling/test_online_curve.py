@@ -109,6 +109,18 @@ def test_what_a_slow_machine_added_to_one_session_is_not_expected_of_eight_for_l
             assert found[8] == pytest.approx(plain_ms, rel=0.1)
 
 
+def test_slow_steps_that_some_sessions_had_no_part_in_do_not_tell_what_whole_ones_take() -> None:
+    """Seven of eight sessions go alone while the eighth one's prompt is on its way, which takes its time from them."""
+    online = OnlineCurve(PROFILE)
+    for _ in range(100):
+        online.observe(8, 64, profiled(8), 8)
+        online.observe(7, 64, 1.5 * profiled(8), 7)
+    found = online.table(32, 64, 8)
+    assert found is not None
+    assert found[8] == pytest.approx(profiled(8), rel=0.05)
+    assert (np.diff(found) >= 0).all()
+
+
 @pytest.mark.parametrize("odd", [5.0, 0.2, 1e6])
 def test_one_odd_step_moves_little(odd: float) -> None:
     online = OnlineCurve(PROFILE)

@@ -4,6 +4,10 @@ Of all candidates seen so far only the best `max_nodes` of each session stay, by
 Survival never rises along a path, so whatever is dropped could not have had a descendant that stays: one call per level finds the tree
 that best-first growth, one call per node, would find. A chain is a tree of width 1.
 
+But for one thing: a node that stays is not grown on where its children would most likely have to give way in the end, to those that
+better nodes have still to come. A row of a frontier costs as much for them as for children that stay. A tree may lack a late surprise
+that way, which costs less than it saves (docs/measurements.md).
+
 Children are the top of (processed log draft_probs + the noise of their position): under the shared-noise law these are the tokens
 most likely to be the target's own (DESIGN section 4).
 
@@ -25,6 +29,8 @@ from dspark.types import SamplingParams
 UNKNOWN = float("nan")
 MAX_GAP = 1e4
 """Where a filter left one token only, its gap is infinite: that is as clear as this."""
+LEAST_NEXT_SURVIVAL = 0.6
+"""Of its parent's, that a node's best child is taken to have before it is known: rather too little than too much."""
 
 Estimate = Callable[[NodeSignals], NDArray[np.float32]]
 """Chance of each candidate [n] to be the target's token, given that its parent is."""
@@ -149,8 +155,25 @@ class Growth:
     def _next_frontier(self, nodes: Indices) -> Frontier:
         depth = self.frontier.depth + 1
         nodes = nodes[depth < self._limits[self._nodes.owners[nodes], 0]]
+        nodes = nodes[self._leaves_some_that_stay(nodes, depth)]
         grown = self._nodes
         return Frontier(depth, grown.owners[nodes], nodes, grown.parents[nodes], grown.token_ids[nodes], grown.rows[nodes])
+
+    def _leaves_some_that_stay(self, nodes: Indices, depth: int) -> NDArray[np.bool_]:
+        """[n] of new nodes: whether a child of each might be among the best in the end, when chains below all of them have come."""
+        owners, survival = self._nodes.owners[nodes], self._nodes.survival[nodes]
+        if len(np.unique(owners)) == len(owners):
+            return np.ones(len(nodes), np.bool_)  # chains
+        levels = np.arange(1, int(self._limits[owners, 0].max()) - depth + 1)  # [k] to come
+        to_come = survival[:, None] * LEAST_NEXT_SURVIVAL**levels * (levels <= self._limits[owners, 0, None] - depth)  # [n, k]
+        seen = np.concatenate((self._nodes.survival[self._alive], to_come.ravel()))
+        whose = np.concatenate((self._nodes.owners[self._alive], owners.repeat(len(levels))))
+        order = np.lexsort((-seen, whose))
+        whose, seen = whose[order], seen[order]
+        last = np.searchsorted(whose, owners) + self._limits[owners, 1] - 1  # [n] the last that stays of the session's
+        stays = np.minimum(last, len(seen) - 1)
+        least = np.where((last < len(seen)) & (whose[stays] == owners), seen[stays], 0.0)
+        return np.asarray(survival > least)
 
     def _log_probs(self, logits: torch.Tensor, token_ids: torch.Tensor) -> NDArray[np.float32]:
         """[F, w] by the drafter's own unprocessed distribution."""

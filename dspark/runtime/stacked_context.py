@@ -52,4 +52,5 @@ class StackedContext:
         """[n, C, H_kv, D] of n layers."""
         heads_first = keys.transpose(1, 2)  # [n, H_kv, C, D]
         rotate = sys.modules[type(self._attentions[0]).__module__].apply_rotary_pos_emb  # each family has its own, for queries as well
-        return rotate(heads_first[:, :0], heads_first, *rotation)[1].transpose(1, 2)
+        rotated: torch.Tensor = rotate(heads_first[:, :0], heads_first, *rotation)[1]
+        return rotated.transpose(1, 2)

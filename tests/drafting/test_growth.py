@@ -81,6 +81,33 @@ def test_a_tree_holds_the_best_candidates_of_all_there_are(seed: int) -> None:
         assert all(survival == pytest.approx(candidates[path], rel=1e-4) for path, survival in nodes.items())
 
 
+def frontiers(stem: Stem, chances: Sequence[float]) -> list[int]:
+    """Rows of each frontier where a candidate survives its parent with `chances[rank]`."""
+    growth = Growth([stem], Sampler(VOCAB, CPU), lambda signals: np.asarray(chances, np.float32)[signals.ranks], wants_log_probs=False)
+    rows = []
+    while count := len(growth.frontier):
+        rows.append(count)
+        growth.extend(torch.randn((count, VOCAB), generator=torch.Generator().manual_seed(count)))
+    return rows
+
+
+def test_a_node_whose_children_would_have_to_give_way_is_not_grown_on() -> None:
+    assert frontiers(Stem(GREEDY, 1, 3, 3, 3), (0.8, 0.1, 0.05)) == [1, 1, 1], "three that stay are the chain's"
+    assert frontiers(Stem(GREEDY, 1, 2, 12, 3), (0.8, 0.1, 0.05)) == [1, 3], "there is room for all of them"
+    assert frontiers(Stem(GREEDY, 1, 3, 6, 2), (0.5, 0.45)) == [1, 2, 3], "the least of four has no better child to come"
+
+
+def test_no_session_stops_growing_for_anothers_sake() -> None:
+    growth = Growth(
+        [Stem(GREEDY, 1, 3, 3, 3), Stem(GREEDY, 1, 3, 30, 3)],
+        Sampler(VOCAB, CPU),
+        lambda signals: np.asarray((0.8, 0.1, 0.05), np.float32)[signals.ranks],
+        wants_log_probs=False,
+    )
+    growth.extend(torch.zeros((2, VOCAB)))
+    assert growth.frontier.owners.tolist() == [0, 1, 1, 1]
+
+
 def test_width_one_is_the_chain_of_the_noised_best_tokens() -> None:
     stem = Stem(NOISY, 9, 5, 64, 1)
     (draft,) = grown([stem])

@@ -56,7 +56,7 @@ def test_a_file_is_not_a_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("multiplies", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_drafters_are_in_bfloat16_by_themselves_where_the_device_multiplies_it(multiplies: bool, expected: torch.dtype, monkeypatch: Any) -> None:
+def test_drafters_are_in_bfloat16_where_the_device_multiplies_it(multiplies: bool, expected: torch.dtype, monkeypatch: Any) -> None:
     monkeypatch.setattr("dspark.runtime.loading.multiplies_bfloat16", lambda device: multiplies)
     assert dtype_of(DrafterConfig()) == expected
     assert dtype_of(DrafterConfig(dtype="float16")) == torch.float16

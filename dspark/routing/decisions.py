@@ -41,9 +41,9 @@ CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 FURTHER_EVERY = 16
 """Decisions to draft, of which one is for a candidate more and one deeper than is thought best: else nobody would learn that it pays."""
-WORTH_BEGINNING = 1.08
+WORTH_BEGINNING = 1.05
 """The same that is worth beginning for: an expectation may be wrong, and the best of many is rather too high than too low."""
-WORTH_STAYING = 1.03
+WORTH_STAYING = 1.02
 """The same for going on."""
 RECOUPED_IN = 100
 """Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""

@@ -9,8 +9,9 @@ its best n candidates verified, the round's rate is
 and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
 (no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
 session gains are interpolated. Drafting more than is verified in the mean, min(N, SPREAD n), is tried too: the planner then chooses across
-sessions, the sure ones get more, and gains grow by SPREAD_GAIN; that pays where side candidates are cheap. A width is not chosen: drafters
-spend their nodes on the likeliest candidates wherever they are, so few nodes become a chain where a chain is best.
+sessions, the sure ones get more, and gains grow by SPREAD_GAIN; that pays where side candidates are cheap. A width is hardly chosen: drafters
+spend their nodes on the likeliest candidates wherever they are. But as many nodes as levels are a chain where looking for branches, which
+costs about half a side candidate per level, would take more of the round than BRANCHING_GAIN.
 
 Sessions may also go in two halves, the drafts of one hidden behind the verification of the other (waves.py): then S is the half,
 and draft_ms what is left to be seen of drafting.
@@ -28,6 +29,9 @@ SPREAD = 1.5
 """Candidates drafted per candidate that is expected to be verified, for the planner to choose from."""
 SPREAD_GAIN = 0.03
 """Of the accepted tokens, that choosing across many sessions adds: 3 to 5 % for 3 to 7 candidates of 16 sessions (docs/measurements.md)."""
+
+BRANCHING_GAIN = 0.03
+"""Of a round's tokens, that as many candidates as levels bring where they may branch: 0 to 0.06 by temperature (docs/measurements.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,16 @@ def _choice(outlook: DraftOutlook, tried: _Tried, index: int) -> DraftChoice:
     nodes = num_rows / outlook.num_drafting
     drafted = nodes * (SPREAD if tried.spreads[depth, num_rows] else 1.0)
     max_nodes = min(outlook.most.max_nodes, max(depth, math.ceil(drafted)))
-    limits = DraftLimits(min(depth, max_nodes), min(outlook.most.max_width, max_nodes), max_nodes)
-    return DraftChoice(limits, nodes, float(tried.tau[depth, num_rows]), float(rates[depth, num_rows] / rates[0, 0]))
+    tau = float(tried.tau[depth, num_rows])
+    round_ms = 1e3 * (outlook.num_sessions + outlook.num_drafting * (tau - 1.0)) / float(rates[depth, num_rows])
+    limits = DraftLimits(min(depth, max_nodes), _width(outlook, depth, max_nodes, round_ms), max_nodes)
+    return DraftChoice(limits, nodes, tau, float(rates[depth, num_rows] / rates[0, 0]))
+
+
+def _width(outlook: DraftOutlook, depth: int, max_nodes: int, round_ms: float) -> int:
+    branches_ms = outlook.side_node_ms * outlook.num_drafting * depth / 2
+    is_chain = max_nodes <= depth and branches_ms > BRANCHING_GAIN * round_ms
+    return 1 if is_chain else min(outlook.most.max_width, max_nodes)
 
 
 def _tried(outlook: DraftOutlook) -> _Tried:

@@ -82,7 +82,7 @@ def test_more_is_drafted_than_verified_where_the_planner_has_sessions_to_choose_
     o = outlook([0.9, 0.7, 0.1, 0.1], [0.0] * 5, sessions=8, row_ms=0.25)
     o = replace(o, draft_ms=np.asarray([0.0, 0.0, 0.0, 50.0, 50.0]))
     assert best_draft(o).limits == DraftLimits(2, 3, 3)
-    assert best_draft(replace(o, side_node_ms=1.0)).limits == DraftLimits(2, 2, 2)
+    assert best_draft(replace(o, side_node_ms=1.0)).limits == DraftLimits(2, 1, 2), "and where looking for branches is dear, a chain"
     assert best_draft(replace(o, num_sessions=1, num_drafting=1)).limits == DraftLimits(2, 2, 2), "alone there is nothing to choose"
 
 

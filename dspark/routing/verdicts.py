@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dspark.routing.economy import Economy, regime_of
 from dspark.routing.rounds import Verified, Waiting
-from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
+from dspark.scheduling.acceptance_profile import FIRST_DRAFTS, MEMORY
 from dspark.scheduling.correction import origins_of
 from dspark.scheduling.tree_batch import TreeBatch
 from dspark.session import Session
@@ -15,6 +15,10 @@ MAX_OBSERVED = 8
 """Of the rounds learned from together, those whose gains are read off; more would cost the event loop more than they tell."""
 LEARN_ROUNDS = 16
 """Rounds of sessions that are learned from together: sixteen cost little more than one. The first drafts are learned from at once."""
+MEMORY_STEPS = 64
+"""Steps of the target whose drafts are remembered: what they are worth changes with the texts, a few tokens of each session with a step.
+The luck of as many drafts as one session has in them would be too little for a decision on many."""
+MOST_MEMORY = 256
 
 
 class Verdicts:
@@ -54,10 +58,19 @@ class Verdicts:
             names, greedy = _regimes([v.session for v in drafted])
             accepted = batch.accepted_mask([v.accepted for v in drafted])
             self._economy.corrector.learn_batch(batch, names, greedy, accepted, origins_of(trees))
-        for one in verified[:: math.ceil(len(verified) / MAX_OBSERVED)]:
+        observed = verified[:: math.ceil(len(verified) / MAX_OBSERVED)]
+        memory = _memory(verified, len(observed))
+        for one in observed:
             name, greedy_one = one.session.drafter, one.session.sampling.temperature == 0
             if name is not None:
-                self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted))
+                self._economy.profiles[name].observe(name, greedy_one, one.limits, one.drafted, one.kept, len(one.accepted), memory)
+
+
+def _memory(verified: Sequence[Verified], num_observed: int) -> int:
+    """Drafts to remember, of rounds of some sessions of which so many are observed."""
+    num_sessions = len({one.session.session_id for one in verified})
+    num_steps = len(verified) / num_sessions
+    return min(MOST_MEMORY, max(MEMORY, round(MEMORY_STEPS * num_observed / num_steps)))
 
 
 def _regimes(sessions: Sequence[Session]) -> tuple[list[str], list[bool]]:

@@ -21,7 +21,7 @@ from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.tree import CandidateTree
 
 MEMORY = 32
-"""Drafts that the estimates remember, about."""
+"""Drafts of one session that the estimates remember, about; `observe` is told where those of many sessions come together."""
 FIRST_DRAFTS = 16
 """Of a drafter, before its numbers are believed."""
 PRIOR_TOKENS = 4.0
@@ -44,13 +44,21 @@ class AcceptanceProfile:
         self._records: dict[tuple[str, bool], _Record] = {}
 
     def observe(
-        self, drafter: str, greedy: bool, limits: DraftLimits, drafted: CandidateTree, kept: Sequence[int], num_accepted: int
+        self,
+        drafter: str,
+        greedy: bool,
+        limits: DraftLimits,
+        drafted: CandidateTree,
+        kept: Sequence[int],
+        num_accepted: int,
+        memory: int = MEMORY,
     ) -> None:
-        """One session's round: what was drafted under which limits, which of it was verified, and how much of that accepted.
+        """One session's round: what was drafted under which limits, which of it was verified, and how much of that accepted. `memory`:
+        drafts like it to be remembered.
 
         An empty tree counts too: the drafter had nothing to say. A skipped round is not fed.
         """
-        self._record(drafter, greedy).observe(limits, drafted, np.asarray(kept, np.int64), num_accepted)
+        self._record(drafter, greedy).observe(limits, drafted, np.asarray(kept, np.int64), num_accepted, memory)
 
     def gains(self, drafter: str, greedy: bool) -> Floats:  # [D + 1, N + 1]
         """Expected accepted tokens of one session by depth drafted and candidates verified; never falling along either."""
@@ -67,7 +75,7 @@ class AcceptanceProfile:
         record, gains = self._record(drafter, greedy), self.gains(drafter, greedy)
         whole = np.minimum(np.arange(len(gains))[:, np.newaxis], np.arange(gains.shape[1]))  # all that was drafted and verified
         seen = np.zeros_like(gains)
-        seen[1:, 1:] = record.seen * self.freshness(drafter, greedy)
+        seen[1:, 1:] = np.minimum(record.seen, MEMORY) * self.freshness(drafter, greedy)
         return np.asarray((seen * gains + HOPE * whole) / (seen + HOPE))
 
     def freshness(self, drafter: str, greedy: bool) -> float:
@@ -117,7 +125,7 @@ class _Record:
         self.num_drafts = 0
         self.num_skipped = 0
         """Rounds since the last draft."""
-        self.seen = np.zeros(shape)  # [D, N] drafts, up to MEMORY
+        self.seen = np.zeros(shape)  # [D, N] drafts, up to as many as are remembered
         self._expected = np.full(most.max_depth, FIRST_PRIOR_TOKENS)  # [D]
         self._accepted = np.full(most.max_depth, FIRST_PRIOR_TOKENS)  # [D]
 
@@ -125,25 +133,27 @@ class _Record:
         ratio = (self._accepted + PRIOR_TOKENS) / (self._expected + PRIOR_TOKENS)
         return np.asarray(np.clip(ratio, 1.0 / MOST_CORRECTION, MOST_CORRECTION))
 
-    def observe(self, limits: DraftLimits, drafted: CandidateTree, kept: NDArray[np.int64], num_accepted: int) -> None:
+    def observe(
+        self, limits: DraftLimits, drafted: CandidateTree, kept: NDArray[np.int64], num_accepted: int, memory: int
+    ) -> None:
         max_depth, max_nodes = self.claimed.shape
         survival = np.fmin(np.fmax(drafted.scores.astype(np.float64), 0.0), 1.0)
         levels = np.minimum(drafted.depths, max_depth) - 1
-        self._correct(levels[kept], survival[kept], num_accepted)
+        self._correct(levels[kept], survival[kept], num_accepted, memory)
         tried = np.s_[: min(limits.max_depth, max_depth), : min(limits.max_nodes, max_nodes)]
         self.seen *= 0.5 ** (self.num_skipped / DOUBT_ROUNDS)
         self.num_skipped = 0
-        self.seen[tried] = np.minimum(self.seen[tried] + 1, MEMORY)
+        self.seen[tried] = np.minimum(self.seen[tried] + 1, memory)
         found = self._gains_of(levels, survival)
         change = _change(found[tried] - self.claimed[tried], self.seen[tried])
         self.claimed += np.pad(change, [(0, most - got) for most, got in zip(self.claimed.shape, change.shape, strict=True)], mode="edge")
         self.num_drafts += 1
 
-    def _correct(self, levels: NDArray[np.int64], survival: Floats, num_accepted: int) -> None:
+    def _correct(self, levels: NDArray[np.int64], survival: Floats, num_accepted: int, memory: int) -> None:
         """Of siblings one at most is accepted, so survivals of one depth add up to the chance of getting that far."""
         max_depth = len(self._expected)
         expected = np.minimum(1.0, np.bincount(levels, survival, max_depth))
-        fade = np.where(expected > 0, 1.0 - 1.0 / MEMORY, 1.0)  # [D] what was not verified teaches nothing
+        fade = np.where(expected > 0, 1.0 - 1.0 / memory, 1.0)  # [D] what was not verified teaches nothing
         self._expected = fade * self._expected + expected
         self._accepted = fade * self._accepted + ((np.arange(max_depth) < num_accepted) & (expected > 0))
 

@@ -9,9 +9,9 @@ its best n candidates verified, the round's rate is
 and the speed of a session that is drafted for (1 + gains[d, n]) / (the same). Every depth and every number of rows are tried, depth 0
 (no draft) among them; of near-equal rates the shallower draft and then the fewer rows win. Between whole numbers of candidates per
 session gains are interpolated. Drafting more than is verified in the mean, min(N, SPREAD n), is tried too: the planner then chooses across
-sessions, the sure ones get more, and gains grow by SPREAD_GAIN; that pays where side candidates are cheap. A width is hardly chosen: drafters
-spend their nodes on the likeliest candidates wherever they are. But as many nodes as levels are a chain where looking for branches, which
-costs about half a side candidate per level, would take more of the round than BRANCHING_GAIN.
+sessions, the sure ones get more, and gains grow by SPREAD_GAIN; that pays where side candidates are cheap. A width is hardly ever chosen:
+drafters spend their nodes on the likeliest candidates wherever they are. But as many nodes as levels are a chain where looking for
+branches, which costs about half a side candidate per level, would take more of the round than BRANCHING_GAIN.
 
 Sessions may also go in two halves, the drafts of one hidden behind the verification of the other (waves.py): then S is the half,
 and draft_ms what is left to be seen of drafting.

@@ -236,7 +236,7 @@ class DraftDecisions:
             return self._now_and_then_further(regime, limits)
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
         if self._to_explore[regime] <= 0 and not self._try_again[regime]:
-            self._explore(regime, outlook, sharing.num_drafting)
+            self._explore(regime, outlook, sharing.num_drafting, limits)
         return SKIP
 
     def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
@@ -266,8 +266,8 @@ class DraftDecisions:
         told_ms = self._economy.catch_up_ms(regime[0], self._news(regime[0]) * outlook.num_drafting)
         return told_ms / outlook.costs.round_of(outlook.num_sessions)
 
-    def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int) -> None:
-        """Have it tried, if anything is worth it and can be paid."""
+    def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int, expected: DraftLimits) -> None:
+        """Have it tried, if anything is worth it and can be paid. What pays in two halves only is tried as it is `expected` to pay there."""
         economy = self._economy
         hoped, price_rounds = economy.limits[regime[0]], 0.0
         if outlook is not None:
@@ -277,6 +277,8 @@ class DraftDecisions:
             told_ms = economy.catch_up_ms(regime[0], self._news(regime[0]) * min(num_drafting, MOST_EXPLORERS))
             hoped, told_rounds = best.limits, told_ms / outlook.costs.round_of(outlook.num_sessions)
             price_rounds = told_rounds + _lost_rounds(best, hopeful, outlook.gains)
+            if hoped.skips and self._gains[regime] >= WORTH_BEGINNING:
+                hoped = expected
         if not hoped.skips and economy.explorations[regime].affords(price_rounds):
             self._to_explore[regime] = min(num_drafting, MOST_EXPLORERS)
             self._explored_with[regime] = hoped

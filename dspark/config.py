@@ -89,7 +89,7 @@ class DrafterConfig(ModelSource):
     model: str = SHIPPED_DRAFTERS["block"]
     """Default: the shipped drafter of this kind (SHIPPED_DRAFTERS)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 where the device multiplies it, else float32. No token depends on it, only what drafts cost."""
+    """auto: bfloat16 where the device multiplies it, else float32. No token depends on it, only what drafts cost and bring."""
     max_depth: Annotated[int, Field(ge=0, le=64)] = 7
     """Most draft positions per round (`num_speculative_tokens` elsewhere)."""
     max_nodes: Annotated[int, Field(ge=0, le=256)] = 16

@@ -90,6 +90,11 @@ def noise_cache(vocab_size: int, device: torch.device) -> NoiseCache:
     return caches[key]
 
 
+def forget_noise() -> None:
+    """Give up what the calling thread keeps: it serves no more, or is to be measured as if it had never made any."""
+    _THREADS.caches.clear()
+
+
 def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) -> torch.Tensor:
     """[R, V] float32 standard Gumbel variates, indexed by the target's token ids.
 

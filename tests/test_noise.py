@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dspark.noise import CACHE_BYTES, MAX_CACHES, NoiseCache, NoiseKey, gumbel_noise, mix64, noise_cache, random_words
+from dspark.noise import CACHE_BYTES, MAX_CACHES, NoiseCache, NoiseKey, forget_noise, gumbel_noise, mix64, noise_cache, random_words
 
 CPU = torch.device("cpu")
 SEED = 20240607
@@ -126,6 +126,12 @@ def test_whoever_decides_in_one_thread_shares_its_noise_and_other_threads_have_t
         theirs = thread.submit(noise_cache, 33, CPU).result()
         assert theirs is not mine
         assert thread.submit(noise_cache, 33, CPU).result() is theirs
+
+
+def test_what_a_thread_forgets_is_made_anew() -> None:
+    before = noise_cache(35, CPU)
+    forget_noise()
+    assert noise_cache(35, CPU) is not before
 
 
 def test_a_thread_keeps_the_caches_that_it_used_last() -> None:

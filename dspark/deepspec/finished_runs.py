@@ -28,6 +28,7 @@ from dspark.errors import ConfigError, ModelLoadError
 from dspark.runtime.checkpoint import CONFIG
 from dspark.runtime.fingerprints import model_fingerprint
 from dspark.runtime.hub import resolve_folder
+from dspark.runtime.loading import dtype_of
 from dspark.scheduling.calibration import CALIBRATION_FILE
 
 Part = TypeVar("Part")
@@ -110,7 +111,7 @@ def drafter_facts(config: DrafterConfig) -> dict[str, object]:
         raise ModelLoadError(f"{folder}: holds no {CONFIG}")
     calibration = folder / CALIBRATION_FILE
     stored = hashlib.blake2b(calibration.read_bytes()).hexdigest() if calibration.is_file() else None
-    return facts | {"weights": model_fingerprint(folder), "calibration": stored}
+    return facts | {"weights": model_fingerprint(folder), "calibration": stored, "dtype": str(dtype_of(config))}
 
 
 def _hash(facts: Mapping[str, object]) -> str:

@@ -75,7 +75,7 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         device = projection.fc.weight.device
         super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator, device=device)
         self._model = model
-        self._reader = FeatureReader(projection)
+        self._reader = FeatureReader(projection, model.stack.embed_tokens.weight.dtype)
         self._cache = KvTensors(num_blocks * block_tokens)
         self._sampler = Sampler(model.spec.vocab_size, device)
 
@@ -153,6 +153,6 @@ class BlockDrafter(CachedDrafter[_BlockSession]):
         embedded = None
         if model.markov_head is not None:
             step = model.markov_head(hidden, token_before, state)
-            base, embedded, state = base + step.bias, step.embedded, step.state
+            base, embedded, state = base.float() + step.bias, step.embedded, step.state  # not rounded a second time
         confidence = None if model.confidence_head is None else model.confidence_head(hidden, embedded)
         return _Step(base, confidence, state)

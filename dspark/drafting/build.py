@@ -77,7 +77,7 @@ def drafter_of(checkpoint: DraftCheckpoint, config: DrafterConfig, target: Path)
     shared = SharedWeights.from_folder(target, dtype, config.device)
     projection = FeatureProjection(spec, checkpoint.fingerprint)
     projection.load(checkpoint.tensors, checkpoint.folder)
-    projection = projection.to(config.device, dtype).requires_grad_(False).eval()
+    projection = projection.to(config.device).requires_grad_(False).eval()  # in float32, as the target has it
     card = _card(checkpoint, target)
     cache: dict[str, Any] = {
         "max_length": card.max_length,

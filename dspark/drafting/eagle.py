@@ -71,7 +71,7 @@ class EagleDrafter(CachedDrafter[_EagleSession]):
         device = projection.fc.weight.device
         super().__init__(pool, max_length=max_length, min_survival=min_survival, estimator=estimator, device=device)
         self._model = model
-        self._reader = FeatureReader(projection)
+        self._reader = FeatureReader(projection, model.stack.embed_tokens.weight.dtype)
         self._cache = KvTensors(num_blocks * block_tokens)
         self._sampler = Sampler(model.spec.vocab_size, device)
 

@@ -32,9 +32,11 @@ NO_CONTEXT = NewContext(0, torch.empty((0, 0)))
 class FeatureReader:
     """Turns what travels (bits of bfloat16, projected or raw) into context vectors."""
 
-    def __init__(self, projection: FeatureProjection) -> None:
+    def __init__(self, projection: FeatureProjection, dtype: torch.dtype) -> None:
+        """`dtype`: of the vectors that it gives."""
         self._projection = projection
-        self._weight = projection.fc.weight
+        self._device = projection.fc.weight.device
+        self._dtype = dtype
 
     def new_context(self, request: DraftRequest, num_known: int) -> NewContext:
         """What the request adds after the first `num_known` positions; an overlap is skipped, since an answer may have been lost.
@@ -59,7 +61,7 @@ class FeatureReader:
         expected = self._projection.width if features.projected else self._projection.fc.in_features
         if features.values.ndim != 2 or features.values.shape[1] != expected:
             raise InvalidMessage(f"features must be [k, {expected}], not {list(features.values.shape)}", "features")
-        values = torch.from_numpy(np.array(features.values)).view(torch.bfloat16).to(self._weight.device)
+        values = torch.from_numpy(np.array(features.values)).view(torch.bfloat16).to(self._device)
         # Raw taps are rounded as the target rounds its projection, so that both ways give the same drafts.
         vectors = values if features.projected else self._projection(values)
-        return vectors.to(self._weight.dtype)
+        return vectors.to(self._dtype)

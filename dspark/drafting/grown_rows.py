@@ -38,6 +38,11 @@ class GrownRows:
         self._paths: dict[int, list[int]] = {}
         """Node -> rows of its session on its path, itself included."""
 
+    def has_one_a_level(self, owner: int) -> bool:
+        """True where the rows of that session are of nodes that follow each other; else some of them are of nodes that did not stay."""
+        depths = self._depths[owner]
+        return len(set(depths)) == len(depths)
+
     def segments(self, front: Frontier) -> list[Segment]:
         """One segment per session that has nodes in the frontier, in the order of its rows, with logits for all of them."""
         segments = []

@@ -100,7 +100,7 @@ class BatchDrafter(CachedDrafter[_TokenSession]):
         while len(front := growth.frontier):
             growth.extend(self._model.forward(rows.segments(front)))
         self._hand_out(sessions, growth)
-        for session in sessions:
+        for owner, session in enumerate(sessions):
             tree = session.draft.tree
-            if tree.is_chain:  # its last token was never run
+            if tree.is_chain and rows.has_one_a_level(owner):  # its last token was never run
                 session.cached_ids += tree.token_ids[:-1].tolist()

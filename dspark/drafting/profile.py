@@ -11,6 +11,7 @@ import numpy as np
 from dspark.config import DrafterConfig
 from dspark.drafting.batch import CachedDrafter
 from dspark.messages import ContextFeatures, DraftRequest, SessionOpen
+from dspark.noise import forget_noise
 from dspark.scheduling.draft_cost import DraftCall
 from dspark.types import SamplingParams, SessionId
 
@@ -37,8 +38,10 @@ def profile_drafter(drafter: CachedDrafter[Any], config: DrafterConfig, hidden_s
     for count in SESSION_COUNTS if config.max_depth > 0 else ():
         if count * SESSION_TOKENS > config.kv_cache.num_tokens or time.perf_counter() - started_s > BUDGET_S:
             break
+        forget_noise()  # another drafter's of the same seeds, say
         _Group(drafter, config, hidden_size, range(count)).calls(depths, 1)  # meets shapes that kernels are still to be made for
         calls += _Group(drafter, config, hidden_size, range(count, 2 * count)).calls(depths, CALLS)
+    forget_noise()  # another thread will serve
     return tuple(calls)
 
 

@@ -267,7 +267,7 @@ class DraftDecisions:
         return told_ms / outlook.costs.round_of(outlook.num_sessions)
 
     def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int, expected: DraftLimits) -> None:
-        """Have it tried, if anything is worth it and can be paid. What pays in two halves only is tried as it is `expected` to pay there."""
+        """Have it tried, if anything is worth it and can be paid; what pays in two halves only, as it is `expected` to."""
         economy = self._economy
         hoped, price_rounds = economy.limits[regime[0]], 0.0
         if outlook is not None:

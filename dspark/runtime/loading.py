@@ -105,7 +105,9 @@ def dtype_of(source: ModelSource) -> torch.dtype:
     """The precision of its weights. Raises ConfigError for a device that is not there."""
     if source.dtype != "auto":
         return DTYPES[source.dtype]
-    return torch.bfloat16 if multiplies_bfloat16(torch_device(source.device)) else torch.float32
+    on_gpus = source.device_map is not None and torch.cuda.is_available()  # which the map is for, whatever `device` says
+    device = torch.device("cuda") if on_gpus else torch_device(source.device)
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def torch_device(name: str) -> torch.device:

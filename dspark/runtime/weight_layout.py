@@ -5,6 +5,8 @@ eight times that (docs/measurements.md, "Weights for few rows"). So large weight
 once, when the model is loaded. A call of them takes some 10 us more than a plain product, so small weights are only turned around,
 column by column, which helps a plain product too.
 
+Weights in bfloat16 are packed from a smaller size on, where the CPU multiplies them: a plain product would pack them anew each time.
+
 Names and shapes stay as they are. The numbers are the same; sums round in another order. Weights on GPUs, whose libraries choose kernels
 for either order, and in other precisions stay where they are.
 """
@@ -79,7 +81,8 @@ def packed(weight: torch.Tensor) -> bool:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for it, so that a product takes about half of what one of float32 takes."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     cpu: Any = torch.cpu  # of later versions too, one may hope
     has_instructions = getattr(cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and has_instructions is not None and bool(has_instructions())

@@ -141,9 +141,9 @@ class _Corrections:
         return staircase(self._profile.rows, times, np.arange(max_rows + 1), self._profile.jumps)
 
     def _never_falling(self, times: Floats, num_sessions: int) -> Floats:
-        """[M] of steps that so many sessions share. Those of fewer rows were without some of them, and often slow for the reason why; they
-        are not asked for, and must not tell what whole steps take."""
-        whole = min(int(np.searchsorted(self._profile.rows, num_sessions)), len(times) - 1)
+        """[M] of steps that so many sessions share. Those of fewer rows were without some of them, and often slow for the reason why: they
+        must not tell what whole steps take, which are learned of where they are nearest."""
+        whole = int(np.argmin(np.abs(self._octaves - math.log2(num_sessions))))
         weights = self._weights + LEAST_WEIGHT
         above = _pooled_means(times[whole:], weights[whole:])
         return np.concatenate((_pooled_means(np.minimum(times[:whole], above[0]), weights[:whole]), above))

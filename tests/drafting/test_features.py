@@ -16,7 +16,7 @@ ROWS = torch.randn(10, SPEC.hidden_size, generator=torch.Generator().manual_seed
 def reader() -> tuple[FeatureReader, FeatureProjection]:
     projection = FeatureProjection(SPEC).requires_grad_(False)
     projection.load(checkpoint_of(SPEC).tensors, "tiny")
-    return FeatureReader(projection), projection
+    return FeatureReader(projection, torch.float32), projection
 
 
 def request(base_length: int, start: int | None, stop: int = 0, *, depth: int = 4) -> DraftRequest:

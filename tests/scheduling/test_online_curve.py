@@ -109,6 +109,19 @@ def test_what_a_slow_machine_added_to_one_session_is_not_expected_of_eight_for_l
             assert found[8] == pytest.approx(plain_ms, rel=0.1)
 
 
+@pytest.mark.parametrize("num_sessions", [13, 17, 25])
+def test_whole_plain_steps_are_known_also_where_nobody_profiled_so_many_rows(num_sessions: int) -> None:
+    """They are learned of at the nearest row count, which may be one of fewer rows."""
+    online = OnlineCurve(PROFILE)
+    for _ in range(60):
+        online.observe(num_sessions, 64, 1.4 * profiled(num_sessions), num_sessions)
+        for _ in range(3):
+            online.observe(4 * num_sessions, 64, profiled(4 * num_sessions), num_sessions)
+    found = online.table(128, 64, num_sessions)
+    assert found is not None
+    assert found[num_sessions] > 1.2 * profiled(num_sessions)
+
+
 def test_slow_steps_that_some_sessions_had_no_part_in_do_not_tell_what_whole_ones_take() -> None:
     """Seven of eight sessions go alone while the eighth one's prompt is on its way, which takes its time from them."""
     online = OnlineCurve(PROFILE)

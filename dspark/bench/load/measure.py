@@ -21,6 +21,7 @@ from dspark.bench.load.window import Window
 from dspark.bench.simulator.tree_trace import TreeRecorder, TreeTrace
 from dspark.config import FEATURE_KINDS, DrafterConfig, TargetConfig
 from dspark.devices import accelerator_name
+from dspark.runtime.loading import dtype_of
 from dspark.scheduling.drafting_plan import DraftLimits
 
 RECORDED = DraftLimits(max_depth=7, max_width=4, max_nodes=32)
@@ -144,6 +145,7 @@ class LocalLoad:
         windows = self._measurement.windows
         usual_ms = usual_probe_ms([window for _, window in windows])
         device = self._bench.device
+        draft_dtype = "" if self.drafter.kind == "lookup" else str(dtype_of(self.drafter)).removeprefix("torch.")
         rows, reads = self._bench.config.target.max_batch_rows, self.drafter.kind in FEATURE_KINDS
         return LoadReport(
             label=f"{self.target.model}, {drafter}{with_lookup}, in one process",
@@ -153,7 +155,7 @@ class LocalLoad:
             prompt_tokens=sum(map(len, prompts)) / len(prompts),
             trace=trace,
             costs=None if profile is None else measured_costs(profile, rows, windows, reads),
-            notes=machine() | {"device": accelerator_name(device) or str(device), "dtype": self.target.dtype},
+            notes=machine() | {"device": accelerator_name(device) or str(device), "dtype": self.target.dtype, "draft_dtype": draft_dtype},
         )
 
 

@@ -8,6 +8,7 @@ from dspark.config import DrafterConfig
 from dspark.deepspec.finished_runs import CHAINS, RESULTS, FinishedRuns, drafter_facts
 from dspark.deepspec.results import EvaluationResult, evaluation_result
 from dspark.deepspec.traces import DecodingTrace
+from dspark.runtime.weight_layout import multiplies_bfloat16
 from tests.deepspec.synthetic import synthetic_trace
 from tests.runtime.folders import edit_json
 
@@ -55,12 +56,14 @@ def test_a_file_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
     assert FinishedRuns(tmp_path).once(RESULTS, {}, lambda: pytest.fail("was to be read")) == result()
 
 
-def test_a_drafter_is_its_weights_its_calibration_and_its_configuration(folder: Path) -> None:
+def test_a_drafter_is_its_weights_its_calibration_and_its_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DrafterConfig(kind="language_model", model=str(folder))
     seen = [drafter_facts(config), drafter_facts(config.model_copy(update={"min_survival": 0.5}))]
     (folder / "calibration.json").write_text("{}")
     seen.append(drafter_facts(config))
     edit_json(folder / "config.json", rms_norm_eps=1e-5)
     seen.append(drafter_facts(config))
+    monkeypatch.setattr("dspark.runtime.loading.multiplies_bfloat16", lambda device: not multiplies_bfloat16(device))
+    seen.append(drafter_facts(config))  # on another machine
     assert all(one != other for number, one in enumerate(seen) for other in seen[:number])
     assert drafter_facts(DrafterConfig(kind="lookup")) == drafter_facts(DrafterConfig(kind="lookup"))

@@ -3,8 +3,10 @@
 import asyncio
 import random
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dspark.drafting.drafter import ThreadedDrafter
 from dspark.drafting.language_model import BatchDrafter
@@ -12,6 +14,7 @@ from dspark.errors import DraftUnavailable
 from dspark.messages import DraftReport, DraftRequest, SessionOpen
 from dspark.runtime.model import PackedModel
 from dspark.sampling import RowSampling, Sampler
+from dspark.scheduling.signals import NodeSignals
 from dspark.types import SamplingParams, SessionId
 from tests.runtime.tiny_models import packed_model, plain_logits, random_prompts
 
@@ -83,6 +86,25 @@ def test_a_chain_is_what_the_plain_model_chooses_step_by_step(sampling: Sampling
     scores = tree.scores.tolist()
     assert scores == sorted(scores, reverse=True)
     assert 0 < scores[-1] <= scores[0] < 1
+
+
+class SurpriseLater:
+    """Two first candidates are worth growing on, but of the second one nothing stays in the end."""
+
+    def conditional(self, signals: NodeSignals) -> NDArray[np.float32]:
+        later = np.where(signals.ranks == 0, 0.99, 0.01)
+        return np.where(signals.depths == 1, np.asarray((0.6, 0.55))[signals.ranks], later).astype(np.float32)
+
+
+def test_a_chain_that_was_a_tree_while_it_grew_is_not_taken_for_what_was_run() -> None:
+    tokens = random_prompts((12,))[0]
+    drafter = BatchDrafter(model_of(), max_length=512, max_batch_rows=512, estimator=SurpriseLater())
+    opened(drafter, A, tokens)
+    report = drafter.draft([DraftRequest(A, 12, (), 3, 3, max_width=2)])
+    chain = chain_of(report)
+    assert report.results[0].tree.is_chain
+    assert len(chain) == 3
+    assert chain_of(ask(drafter, A, 15, chain)) == step_by_step(tokens + chain, GREEDY, DEPTH)
 
 
 def test_depth_and_nodes_bound_the_chain_and_depth_zero_only_reads() -> None:

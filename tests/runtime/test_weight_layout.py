@@ -1,5 +1,7 @@
 """Weights laid out for products of few rows: the same numbers in another order of memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,13 @@ def test_other_precisions_and_shapes_stay_as_they_are() -> None:
 def test_only_large_weights_are_packed() -> None:
     assert packed(torch.empty(LARGE))
     assert not packed(torch.empty(LARGE[0] - 1, LARGE[1]))
+
+
+def test_whether_a_cpu_multiplies_bfloat16_is_what_it_says_of_itself() -> None:
+    told = Path("/proc/cpuinfo")
+    if told.exists():
+        assert multiplies_bfloat16(CPU) == ("avx512_bf16" in told.read_text())
+    assert not multiplies_bfloat16(torch.device("meta"))
 
 
 def test_weights_in_bfloat16_are_packed_from_a_smaller_size_where_the_cpu_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,7 @@ class VerifyLane:
                 between_ms = self._between_ms()
                 self._silent_since = self._free_since_s = asyncio.get_running_loop().time()
                 self._target_is_free = self._has_seen_all(report)
-                self._keep_books(report, between_ms)
+                self._learn(report, between_ms)
                 self._settle(report)
                 self._observer.step_done(report)
                 await asyncio.sleep(0)  # sessions without a drafter are ready again at once
@@ -300,6 +300,13 @@ class VerifyLane:
         if self._target_is_free:
             return self._silence_timeout_s
         return max(0.0, self._silent_since + self._silence_timeout_s - asyncio.get_running_loop().time())
+
+    def _learn(self, report: StepReport, between_ms: float | None) -> None:
+        """What goes wrong here may cost speed, but no answer."""
+        try:
+            self._keep_books(report, between_ms)
+        except Exception:
+            logger.exception("a step could not be learned from")
 
     def _keep_books(self, report: StepReport, between_ms: float | None) -> None:
         """Before the sessions commit: the books go by the lengths that the step had. `between_ms` from the report before to the hand-in."""

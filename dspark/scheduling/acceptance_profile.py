@@ -141,7 +141,8 @@ class _Record:
         levels = np.minimum(drafted.depths, max_depth) - 1
         self._correct(levels[kept], survival[kept], num_accepted, memory)
         tried = np.s_[: min(limits.max_depth, max_depth), : min(limits.max_nodes, max_nodes)]
-        self.seen *= 0.5 ** (self.num_skipped / DOUBT_ROUNDS)
+        # Where fewer are to be remembered now, all of it fades alike: what is nearer to the anchor was tried the more often, always.
+        self.seen *= 0.5 ** (self.num_skipped / DOUBT_ROUNDS) * min(1.0, memory / max(1.0, self.seen.max()))
         self.num_skipped = 0
         self.seen[tried] = np.minimum(self.seen[tried] + 1, memory)
         found = self._gains_of(levels, survival)

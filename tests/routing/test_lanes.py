@@ -227,6 +227,16 @@ async def test_a_bug_beside_the_reader_is_told_to_those_who_wait(caplog: pytest.
     await lane.stop()
 
 
+async def test_a_bug_in_what_is_learned_of_steps_costs_no_answer(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = ToyTarget(ToyLaw())
+    lane = VerifyLane(target, CountingObserver(), max_rows=8, silence_timeout_s=5)
+    monkeypatch.setattr(lane.books, "step_done", lambda *_: 1 / 0)
+    for session in opened(target, "a", "b"):
+        assert isinstance(await verify(lane, session), Verdict)
+    assert "a step could not be learned from" in caplog.text
+    await lane.stop()
+
+
 class SilentVerifier:
     """Never answers; only what `VerifyLane` does by itself counts."""
 

@@ -82,6 +82,20 @@ def test_old_drafts_fade() -> None:
     assert profile.tokens_by_nodes("block", False)[-1] < 1.05
 
 
+def test_how_many_are_to_be_remembered_may_change_from_draft_to_draft() -> None:
+    """Sessions come and go, and with them what their drafts are limited to."""
+    profile, draw = AcceptanceProfile(MOST), np.random.default_rng(3)
+    for _ in range(600):
+        depth = int(draw.integers(1, MOST.max_depth + 1))
+        limits = DraftLimits(depth, MOST.max_width, int(draw.integers(depth, MOST.max_nodes + 1)))
+        memory = int(draw.choice((MEMORY, 4 * MEMORY, 8 * MEMORY)))
+        drafted = CandidateTree.chain(list(range(depth)), [0.8**level for level in range(1, depth + 1)])
+        profile.observe("block", False, limits, drafted, list(range(depth)), int(draw.integers(0, depth + 1)), memory)
+        seen = profile._record("block", False).seen
+        assert (np.diff(seen, axis=0) <= 1e-9).all()
+        assert (np.diff(seen, axis=1) <= 1e-9).all()
+
+
 def test_what_narrow_limits_did_not_try_keeps_what_it_added() -> None:
     """Texts become easier while chains of two are drafted: a third and a fourth candidate add to that what they did before."""
     profile = AcceptanceProfile(MOST)

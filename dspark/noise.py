@@ -101,8 +101,7 @@ def gumbel_noise(keys: list[NoiseKey], vocab_size: int, device: torch.device) ->
     g = -log E with E = -log(1-u) from 32 random bits: small E, which win an argmax, keep their full precision. A 24-bit uniform
     would cut the tail at 17.3, which shows at V = 150k.
     """
-    bits = random_words(keys, -(-vocab_size // 2), device)
-    bits = bits[:, :vocab_size] if vocab_size < bits.shape[1] else bits
+    bits = random_words(keys, -(-vocab_size // 2), device)[:, :vocab_size]
     # In float32 the largest words round to u = 1, whose variate is infinite: the clamp keeps every token's score finite.
     uniform = bits.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()

@@ -9,6 +9,7 @@ Symbols: B batch, S context positions, A anchors, K block size, R = A * K rows, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,6 @@ class BlockModel(nn.Module):
         self._shared = [shared]  # in a list, so that the target's weights do not become this module's parameters
         self._served_head: list[torch.Tensor | PackedLinear] = []
         """The LM head as laid out for serving."""
-        self._served_context: StackedContext | None = None
         self.stack.embed_tokens.weight = nn.Parameter(shared.embedding, requires_grad=False)
 
     @classmethod
@@ -94,17 +94,15 @@ class BlockModel(nn.Module):
 
     def lay_out_for_serving(self) -> None:
         """See weight_layout.py; not for training."""
-        self._served_context = StackedContext(self.stack)  # before their weights are packed, of which there would be one copy more
         lay_out_linears(self)
         head = self._shared[0].lm_head
         self._served_head = [PackedLinear(head)] if packed(head) else [by_columns(head)]
 
-    @property
+    @cached_property
     def served_context(self) -> StackedContext:
-        """What makes the context's keys and values in service; made with the first call, of weights that do not change any more."""
-        if self._served_context is None:
-            self._served_context = StackedContext(self.stack)
-        return self._served_context
+        """What makes the context's keys and values in service: made when it is first asked for, as a drafter is when it warms up, of
+        weights that do not change any more."""
+        return StackedContext(self.stack)
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that is trained and saved, by canonical name."""

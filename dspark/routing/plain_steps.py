@@ -60,7 +60,7 @@ class PlainSteps:
         if surprise is not None:
             if not was_measured:
                 self._spacing = LEAST_PLAIN_EVERY  # nothing was drafted lately
-            self._due = self._num_steps + (self._steps_until(surprise, gain) if was_measured else LEAST_PLAIN_EVERY)
+            self._due = self._num_steps + (self._steps_until(surprise, gain) if was_measured else self._spacing)
         elif is_pairs_end:
             self._pause = min(2 * self._pause, MOST_PLAIN_EVERY)
             self._due = self._num_steps + self._pause

@@ -83,12 +83,21 @@ class LayerStack:
         attention: Any = self.layers[layer].self_attn
         heads = (-1, attention.head_dim)
         keys, values = attention.k_proj(context).unflatten(-1, heads), attention.v_proj(context).unflatten(-1, heads)
-        if hasattr(attention, "k_norm"):
-            keys = attention.k_norm(keys)
-        keys = keys.transpose(1, 2)
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
-        _, rotated = rotate(keys, keys, *rotations[self.layer_types[layer]])
-        return rotated, values.transpose(1, 2)
+        keys = normed_keys(attention, keys).transpose(1, 2)
+        return rotated_keys(attention, keys, rotations[self.layer_types[layer]]), values.transpose(1, 2)
+
+
+def normed_keys(attention: Any, keys: torch.Tensor) -> torch.Tensor:
+    """[..., D] as the family's attention norms them, if it does."""
+    normed: torch.Tensor = attention.k_norm(keys) if hasattr(attention, "k_norm") else keys
+    return normed
+
+
+def rotated_keys(attention: Any, keys: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """[..., H_kv, R, D] as the family rotates them."""
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own, which wants queries too
+    rotated: torch.Tensor = rotate(keys[:, :0], keys, *rotation)[1]
+    return rotated
 
 
 def family_norm(layers: dict[str, Any]) -> nn.Module:

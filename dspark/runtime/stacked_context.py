@@ -7,18 +7,17 @@ together.
 Symbols: C positions, N layers, d hidden size, H_kv key/value heads, D head size.
 """
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from dspark.runtime.layer_stack import LayerStack, Rotations
+from dspark.runtime.layer_stack import LayerStack, Rotations, normed_keys, rotated_keys
 from dspark.runtime.weight_layout import PackedLinear, by_columns, linear, packed
 
 
 class StackedContext:
-    """Of one stack whose weights will not change any more; its linear layers are not laid out yet."""
+    """Of one stack whose weights will not change any more; they may be laid out for serving already."""
 
     def __init__(self, stack: LayerStack) -> None:
         self._attentions: list[Any] = [layer.self_attn for layer in stack.layers]
@@ -35,22 +34,11 @@ class StackedContext:
         if self._bias is not None:
             made = made + self._bias
         by_layer = made.view(len(made), len(self._attentions), 2, -1, self._attentions[0].head_dim)  # [C, N, 2, H_kv, D]
-        keys = [self._normed(attention, by_layer[:, n, 0]) for n, attention in enumerate(self._attentions)]
+        keys = [normed_keys(attention, by_layer[:, n, 0]).transpose(0, 1) for n, attention in enumerate(self._attentions)]  # [H_kv, C, D]
         rotated: dict[int, torch.Tensor] = {}
         for kind in rotations:
             alike = [n for n, own in enumerate(self._layer_types) if own == kind]
-            rotated |= zip(alike, self._rotated(torch.stack([keys[n] for n in alike]), rotations[kind]), strict=True)
+            together = rotated_keys(self._attentions[0], torch.stack([keys[n] for n in alike]), rotations[kind])
+            rotated |= zip(alike, together, strict=True)
         for n in range(len(self._attentions)):
-            yield rotated[n], by_layer[:, n, 1]
-
-    @staticmethod
-    def _normed(attention: Any, keys: torch.Tensor) -> torch.Tensor:
-        """[C, H_kv, D] as the family norms them, if it does."""
-        return attention.k_norm(keys) if hasattr(attention, "k_norm") else keys
-
-    def _rotated(self, keys: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[n, C, H_kv, D] of n layers."""
-        heads_first = keys.transpose(1, 2)  # [n, H_kv, C, D]
-        rotate = sys.modules[type(self._attentions[0]).__module__].apply_rotary_pos_emb  # each family has its own, for queries as well
-        rotated: torch.Tensor = rotate(heads_first[:, :0], heads_first, *rotation)[1]
-        return rotated.transpose(1, 2)
+            yield rotated[n].transpose(0, 1), by_layer[:, n, 1]

@@ -83,9 +83,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpu: Any = torch.cpu  # of later versions too, one may hope
-    has_instructions = getattr(cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and has_instructions is not None and bool(has_instructions())
+    has_instructions: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # torch's own: a later one may name it otherwise
+    return device.type == "cpu" and bool(has_instructions())
 
 
 def lay_out_linears(module: nn.Module, *, pack: bool = True) -> None:

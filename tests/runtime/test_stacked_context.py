@@ -19,9 +19,9 @@ def test_all_layers_at_once_are_the_layers_one_by_one(family: str, laid_out: boo
     register_causal()
     stack = LayerStack(FAMILY_LAYERS[family], CAUSAL)
     randomise(stack.layers.parameters())
-    stacked = StackedContext(stack)
     if laid_out:
         lay_out_linears(stack.layers)
+    stacked = StackedContext(stack)
     context = torch.randn(1, POSITIONS.shape[1], LAYERS["hidden_size"], generator=torch.Generator().manual_seed(2))
     rotations = stack.rotations(context, POSITIONS)
     made = list(stacked.keys_values(context, rotations))

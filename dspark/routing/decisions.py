@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.routing.plain_steps import PlainSteps
+from dspark.routing.trials import Trials
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
@@ -41,12 +42,8 @@ CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 FURTHER_EVERY = 16
 """Decisions to draft, of which one is for a candidate more and one deeper than is thought best: else nobody would learn that it pays."""
-WORTH_BEGINNING = 1.05
-"""The same that is worth beginning for: an expectation may be wrong, and the best of many is rather too high than too low."""
-WORTH_STAYING = 1.02
-"""The same for going on."""
-RECOUPED_IN = 100
-"""Plain rounds in which what is won must make good that drafters have to be told first what was committed meanwhile."""
+WORTH_FINDING_OUT = 1.05
+"""Hoped speed over plain that is explored for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +81,9 @@ class DraftDecisions:
         """Since the last decision."""
         self._all_steps = 0
         self._plain_steps = PlainSteps()
+        self._trials: defaultdict[Regime, Trials] = defaultdict(Trials)
+        """Under way of regimes that drafted when last decided."""
         self._waves: dict[Regime, WaveChoice] = {}
-        self._drafting: set[Regime] = set()
-        """Regimes that drafted when last decided."""
-        self._began_step: dict[Regime, int] = {}
-        """When they began to."""
         self._num_decided: Counter[Regime] = Counter()
         """To draft."""
         self._gains: dict[Regime, float] = {}
@@ -100,11 +95,11 @@ class DraftDecisions:
 
     def drafts(self, regime: Regime) -> bool:
         """True where its sessions were last told to draft, not to find out but because it pays."""
-        return regime in self._drafting
+        return self._trials[regime].is_under_way
 
     def begins(self, regime: Regime | None) -> bool:
         """True for the first rounds of a regime that drafts anew, in which drafters are told what they missed."""
-        return regime is not None and regime in self._drafting and self._all_steps - self._began_step[regime] <= 1
+        return regime is not None and self._trials[regime].has_just_begun(self._all_steps)
 
     def enter(self) -> None:
         """The number of sessions has changed."""
@@ -127,7 +122,7 @@ class DraftDecisions:
         PlainSteps."""
         self._num_steps += 1
         self._all_steps += 1
-        gain = max((self._gains.get(regime, 1.0) for regime in self._drafting), default=1.0)
+        gain = max((self._gains.get(regime, 1.0) for regime in self._drafting()), default=1.0)
         was_measured = self._plain_steps.step_done(plain_surprise, may_begin=self._may_measure_plain(), gain=gain)
         idle = all(limits.skips for limits in self._decided.values())
         if learned or was_measured or self._num_steps >= (IDLE_DECISION_STEPS if idle else DECISION_STEPS):
@@ -135,9 +130,12 @@ class DraftDecisions:
 
     def _may_measure_plain(self) -> bool:
         """Not a probe's rounds; nor where sessions go in two halves, so that no step is of all."""
-        drafting, paying = self._drafting, self._economy.paying
+        drafting, paying = self._drafting(), self._economy.paying
         is_probing = any(paying.state(regime) is PayState.PROBING for regime in drafting)
         return self._economy.planned and bool(drafting) and not is_probing and not any(map(self._goes_in_halves, drafting))
+
+    def _drafting(self) -> list[Regime]:
+        return [regime for regime, trial in self._trials.items() if trial.is_under_way]
 
     def _goes_in_halves(self, regime: Regime) -> bool:
         return regime in self._waves and self._waves[regime].wave is Wave.TWO
@@ -217,9 +215,7 @@ class DraftDecisions:
         if regime not in self._decided:
             self._waves.pop(regime, None)
             limits = self._decide(regime, costs, sharing)
-            if not limits.skips and regime not in self._drafting:
-                self._began_step[regime] = self._all_steps
-            (self._drafting.discard if limits.skips else self._drafting.add)(regime)
+            self._trials[regime].decided(not limits.skips, self._all_steps, sharing.num_sessions)
             self._economy.decided(regime, limits, self._waves.get(regime))
             self._decided[regime] = limits
         return self._decided[regime]
@@ -235,7 +231,7 @@ class DraftDecisions:
         if not limits.skips and outlook is not None and self._is_worth_it(regime, outlook):
             return self._now_and_then_further(regime, limits)
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
-        if self._to_explore[regime] <= 0 and not self._try_again[regime]:
+        if self._to_explore[regime] <= 0 and regime not in self._exploring.values():
             self._explore(regime, outlook, sharing.num_drafting, limits)
         return SKIP
 
@@ -253,35 +249,46 @@ class DraftDecisions:
         return DraftLimits(depth, width, nodes if width > 1 else depth)
 
     def _is_worth_it(self, regime: Regime, outlook: DraftOutlook) -> bool:
-        gain = self._gains[regime]
-        if regime not in self._drafting:
-            gain -= self._told_rounds(regime, outlook) / RECOUPED_IN
-        if gain >= CLEAR_GAIN:
-            return True
+        gain, trial = self._gains[regime], self._trials[regime]
         is_known = self._economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS
-        return is_known and gain >= (WORTH_STAYING if regime in self._drafting else WORTH_BEGINNING)
+        if gain < CLEAR_GAIN and not is_known:
+            return False
+        told_rounds = self._told_ms(regime, outlook.num_drafting) / outlook.costs.round_of(outlook.num_sessions)
+        return trial.goes_on(gain) if trial.is_under_way else trial.may_begin(gain, told_rounds, self._all_steps, outlook.num_sessions)
 
-    def _told_rounds(self, regime: Regime, outlook: DraftOutlook) -> float:
-        """What it costs to tell a drafter all that it has missed, in plain rounds."""
-        told_ms = self._economy.catch_up_ms(regime[0], self._news(regime[0]) * outlook.num_drafting)
-        return told_ms / outlook.costs.round_of(outlook.num_sessions)
+    def _told_ms(self, regime: Regime, num_sessions: int) -> float:
+        """What it takes to tell a drafter all that it has missed of so many sessions."""
+        return self._economy.catch_up_ms(regime[0], self._news(regime[0]) * num_sessions)
 
     def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int, expected: DraftLimits) -> None:
         """Have it tried, if anything is worth it and can be paid; what pays in two halves only, as it is `expected` to."""
-        economy = self._economy
-        hoped, price_rounds = economy.limits[regime[0]], 0.0
-        if outlook is not None:
-            cheap_ms = economy.hoped_draft_ms(regime, num_drafting)
-            hopeful = replace(outlook, draft_ms=cheap_ms, gains=economy.profiles[regime[0]].hopeful(*regime))
-            best = best_draft(hopeful)
-            told_ms = economy.catch_up_ms(regime[0], self._news(regime[0]) * min(num_drafting, MOST_EXPLORERS))
-            hoped, told_rounds = best.limits, told_ms / outlook.costs.round_of(outlook.num_sessions)
-            price_rounds = told_rounds + _lost_rounds(best, hopeful, outlook.gains)
-            if hoped.skips and self._gains[regime] >= WORTH_BEGINNING:
-                hoped = expected
-        if not hoped.skips and economy.explorations[regime].affords(price_rounds):
-            self._to_explore[regime] = min(num_drafting, MOST_EXPLORERS)
-            self._explored_with[regime] = hoped
+        exploration = self._economy.explorations[regime]
+        tried = self._economy.limits[regime[0]] if outlook is None else self._hoped(regime, outlook)
+        if tried.skips and self._gains[regime] >= WORTH_FINDING_OUT:
+            tried = expected
+        count, price_rounds = min(num_drafting, MOST_EXPLORERS), 0.0
+        if outlook is not None and not tried.skips:
+            prices = {count: self._price_rounds(regime, outlook, tried, count) for count in (count, num_drafting)}
+            affordable = [count for count in prices if prices[count] <= exploration.purse_rounds] or [count]
+            count = min(affordable, key=lambda count: prices[count] / count)
+            price_rounds = prices[count]
+        if not tried.skips and exploration.affords(price_rounds):
+            self._to_explore[regime] = count
+            self._explored_with[regime] = tried
+
+    def _hoped(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
+        """What would be drafted if drafts were as good and as cheap as they may still be; SKIP if that is not worth it either."""
+        cheap_ms = self._economy.hoped_draft_ms(regime, outlook.num_drafting)
+        best = best_draft(replace(outlook, draft_ms=cheap_ms, gains=self._economy.profiles[regime[0]].hopeful(*regime)))
+        return best.limits if best.gain >= WORTH_FINDING_OUT else SKIP
+
+    def _price_rounds(self, regime: Regime, outlook: DraftOutlook, limits: DraftLimits, count: int) -> float:
+        """What is lost where so many sessions draft once, in plain rounds, if it brings what is most expected."""
+        economy, name, costs, num_sessions = self._economy, regime[0], outlook.costs, outlook.num_sessions
+        added_ms = float(economy.hoped_draft_ms(regime, count)[limits.max_depth]) + economy.side_ms(name, count * limits.num_side_nodes)
+        rows = num_sessions + count * limits.max_nodes
+        won = count * float(outlook.gains[limits.max_depth, limits.max_nodes]) / num_sessions
+        return max(0.0, (costs.round_of(rows) + added_ms + self._told_ms(regime, count)) / costs.round_of(num_sessions) - 1.0 - won)
 
     def _outlook(self, regime: Regime, costs: RoundCosts, sharing: Sharing) -> DraftOutlook | None:
         """None before the first draft."""
@@ -321,11 +328,3 @@ class DraftDecisions:
         by_sessions = by_whole_and_half(num_sessions, float(outlook.draft_ms[depth]), float(half_draft_ms[depth]))
         nodes, tau = share * choice.nodes_per_session, 1.0 + share * (choice.tau - 1.0)
         return WaveCosts(outlook.costs, by_sessions, nodes, tau, overlap=self._economy.overlap)
-
-
-def _lost_rounds(choice: DraftChoice, outlook: DraftOutlook, gains: Floats) -> float:
-    """What one session loses by this draft if it brings what is most expected, in plain rounds; 0 where it loses nothing."""
-    costs, depth, nodes = outlook.costs, choice.limits.max_depth, round(choice.nodes_per_session)
-    side_ms = outlook.side_node_ms * outlook.num_drafting * choice.limits.num_side_nodes
-    round_ms = costs.round_of(outlook.num_sessions + nodes) + float(outlook.draft_ms[depth]) + side_ms
-    return max(0.0, round_ms / costs.round_of(outlook.num_sessions) - 1.0 - float(gains[depth, nodes]) / outlook.num_sessions)

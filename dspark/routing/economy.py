@@ -23,8 +23,8 @@ from dspark.scheduling.waves import Wave, WaveChoice
 from dspark.session import Session
 
 NAN = float("nan")
-DOUBT_OF_FIRST_CALLS = 3
-"""Power: one call may have taken 8 times as long as later ones will, five calls 1.7 times."""
+DOUBT_OF_FIRST_CALLS = 7.0
+"""One call may have taken so many times longer than later ones will, and five together a quarter longer."""
 Regime = tuple[str, bool]
 """A drafter's name, and whether the text is greedy."""
 
@@ -151,13 +151,13 @@ class Economy:
         expected = self.draft_ms(regime[0], min(num_sessions, cost.most_sessions))
         assert expected is not None, "there was a call"
         num_calls = cost.num_calls * self.profiles[regime[0]].freshness(*regime)
-        return expected * (num_calls / (num_calls + 1.0)) ** DOUBT_OF_FIRST_CALLS
+        return expected * num_calls**2 / (num_calls**2 + DOUBT_OF_FIRST_CALLS)
 
     def round_done(self, done: DraftedRound) -> None:
         """A session's drafted round against what plain decoding would have made."""
         regime, pace = regime_of(done.session), done.plain_tokens_per_second
         if regime is not None and pace > 0 and done.round_ms > 0:
-            share = max(1, done.num_sessions) ** -0.5  # of 64 in one step, all count for eight
+            share = 1.0 / max(1, done.num_sessions)  # they had the same step, at the same moment of the machine
             self.paying.round_done(regime, done.committed, done.round_ms, pace, explored=done.explored, share=share)
 
     def round_skipped(self, regime: Regime) -> None:

@@ -256,7 +256,8 @@ class TargetEconomy:
         if not verified:
             return
         plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())
-        self.curve.observe_round(round_ms, verify_ms)
+        if len(verified) == self.num_sessions:  # else some have their drafts made meanwhile, and the step may wait for that
+            self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1

@@ -9,11 +9,10 @@ from dspark.routing.decisions import (
     IDLE_DECISION_STEPS,
     MOST_EXPLORERS,
     MOST_TRIES,
-    WORTH_BEGINNING,
-    WORTH_STAYING,
 )
 from dspark.routing.economy import DraftedRound, regime_of
 from dspark.routing.plain_steps import PLAIN_LOSS
+from dspark.routing.trials import WORTH_TRYING, WORTH_TRYING_AGAIN
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
@@ -86,9 +85,9 @@ def test_where_even_perfect_drafts_cannot_win_one_is_enough_to_know() -> None:
     assert drafted == [True] + [False] * 499
 
 
-@pytest.mark.parametrize(("told_ms", "begins"), [(0.01, True), (2.0, False)])
+@pytest.mark.parametrize(("told_ms", "begins"), [(0.01, True), (20.0, False)])
 def test_what_drafters_have_missed_must_be_worth_telling(told_ms: float, begins: bool) -> None:
-    """Drafts win a fifth; 100 tokens of context were not told, and cost a tenth of a round or twenty."""
+    """Drafts win a fifth; 100 tokens of context were not told, and cost a tenth of a round or two hundred."""
     books = Books(FLAT)
     session = books.session("a")
     for number in range(40):
@@ -316,7 +315,8 @@ def test_exploring_is_paid_for_with_what_the_drafter_has_to_be_told_first() -> N
     assert spent[1] - spent[0] == pytest.approx(97 * 0.1 / 10.0, rel=0.2)
 
 
-def test_what_is_expected_to_win_little_is_gone_on_with_but_not_begun() -> None:
+def test_drafting_begins_where_it_is_expected_to_win_and_not_again_at_once_where_it_had_to_be_stopped() -> None:
+    """Between the last draft that is worth trying and the first that is not, those that were stopped."""
     found = []
     for draft_ms in range(8, 40):
         books = Books(FLAT)
@@ -328,9 +328,10 @@ def test_what_is_expected_to_win_little_is_gone_on_with_but_not_begun() -> None:
         decisions = books.target._decisions
         begins = not books.decided(session).skips
         gain = decisions._gains[regime]
-        decisions._drafting.add(regime)
+        decisions._trials[regime].decided(False, decisions._all_steps, 1)
         decisions._forget()
-        stays = not books.decided(session).skips
-        assert (begins, stays) == (gain >= WORTH_BEGINNING, gain >= WORTH_STAYING)
-        found.append((begins, stays))
-    assert set(found) == {(True, True), (False, True), (False, False)}
+        begins_again = not books.decided(session).skips
+        assert begins == (gain > WORTH_TRYING), "a draft that wins nothing is none"
+        assert begins_again == (gain >= WORTH_TRYING_AGAIN)
+        found.append((begins, begins_again))
+    assert set(found) == {(True, True), (True, False), (False, False)}

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from dspark.bench.simulator.noise import Noise
 from dspark.errors import ConfigError, DSparkError
 from dspark.scheduling.curve import Floats, ThroughputCurve, sessions_measured
 from dspark.scheduling.curve_file import read_curve
+from dspark.scheduling.draft_cost import USUAL_NEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,13 @@ class TargetCosts:
     curve: ThroughputCurve
     kv_us_per_token: float = 0.0
     """Reading the keys and values of one cached token, once per session and step; where the curve's own contexts hold it, 0."""
+    session_us: float = 0.0
+    """What each session adds to a step beside its rows; no profile knows of it."""
 
-    def step_ms(self, rows: int, context_tokens: float, cached_tokens: float) -> float:
+    def step_ms(self, rows: int, context_tokens: float, cached_tokens: float, num_sessions: int = 0) -> float:
         """A step of so many rows. `context_tokens`: mean over the rows; `cached_tokens`: sum over the sessions."""
-        return float(self.curve.step_ms_of([rows], context_tokens)[0]) + self.kv_us_per_token * cached_tokens / 1e3
+        added_us = self.kv_us_per_token * cached_tokens + self.session_us * num_sessions
+        return float(self.curve.step_ms_of([rows], context_tokens)[0]) + added_us / 1e3
 
     def profiled(self) -> ThroughputCurve:
         """What a replica of these costs would measure when it starts, of the sessions that it does that with."""
@@ -55,10 +60,15 @@ class DraftCosts:
     session_ms: float = 0.0
     depth_ms: float = 0.0
     session_depth_ms: float = 0.0
+    side_node_us: float = 0.0
+    """Of each candidate beyond a chain of its session's depth."""
+    news_us: float = 0.0
+    """Of each token of context that the drafter has not been told yet, beyond what a round commits."""
 
-    def ms(self, sessions: int, depth: float) -> float:
-        """One call for so many sessions."""
-        return self.fixed_ms + self.session_ms * sessions + depth * (self.depth_ms + self.session_depth_ms * sessions)
+    def ms(self, sessions: int, depth: float, side_nodes: int = 0, num_news: float = 0.0) -> float:
+        """One call for so many sessions; `side_nodes` and `num_news` of all of them."""
+        more_us = self.side_node_us * side_nodes + self.news_us * max(0.0, num_news - USUAL_NEWS * sessions)
+        return self.fixed_ms + self.session_ms * sessions + depth * (self.depth_ms + self.session_depth_ms * sessions) + more_us / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,8 @@ class Setup:
     """Drafters and targets take turns on one processor, as in the Engine, or where one GPU does both."""
     max_rows: int = 512
     """Of one step."""
+    noise: Noise = field(default_factory=Noise)
+    """Of steps and calls; what the router does takes its time exactly."""
     plain_first_round: bool = False
     """The drafter reads the target's hidden states, so there is no draft in the round in which the target reads the prompt. It keeps
     sessions apart: one that came in the middle of others' drafting goes on between them."""
@@ -110,26 +122,29 @@ def read_setup(path: Path) -> Setup:
 
 
 def _setup(record: dict[str, Any], folder: Path) -> Setup:
-    plain = {field.name for field in fields(Setup)} - {"target", "draft", "router"}
-    _check_keys(record, plain | {"target", "draft", "router"}, "")
-    for part, kind in (("draft", DraftCosts), ("router", RouterCosts)):
+    parts = {"draft": DraftCosts, "router": RouterCosts, "noise": Noise}
+    plain = {field.name for field in fields(Setup)} - {"target", *parts}
+    _check_keys(record, plain | {"target", *parts}, "")
+    for part, kind in parts.items():
         _check_keys(record.get(part, {}), {field.name for field in fields(kind)}, f"{part}.")
         _check_costs(record.get(part, {}), f"{part}.")
     return Setup(
         target=_target(record["target"], folder),
         draft=DraftCosts(**record.get("draft", {})),
         router=RouterCosts(**record.get("router", {})),
+        noise=Noise(**record.get("noise", {})),
         **{name: record[name] for name in plain if name in record},
     )
 
 
 def _target(record: dict[str, Any], folder: Path) -> TargetCosts:
-    _check_keys(record, {"rows", "step_ms", "context_tokens", "curve_file", "kv_us_per_token"}, "target.")
-    kv_us_per_token = float(record.get("kv_us_per_token", 0.0))
+    added = ("kv_us_per_token", "session_us")
+    _check_keys(record, {"rows", "step_ms", "context_tokens", "curve_file", *added}, "target.")
+    _check_costs({name: record[name] for name in added if name in record}, "target.")
+    added_us = [float(record.get(name, 0.0)) for name in added]
     if "curve_file" in record:
-        return TargetCosts(read_curve(folder / record["curve_file"]).curve, kv_us_per_token)
-    curve = curve_of(record["rows"], record["step_ms"], record.get("context_tokens", [0]))
-    return TargetCosts(curve, kv_us_per_token)
+        return TargetCosts(read_curve(folder / record["curve_file"]).curve, *added_us)
+    return TargetCosts(curve_of(record["rows"], record["step_ms"], record.get("context_tokens", [0])), *added_us)
 
 
 def curve_of(rows: list[int], step_ms: list[float] | list[list[float]], context_tokens: list[int] | None = None) -> ThroughputCurve:

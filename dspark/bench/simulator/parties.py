@@ -35,11 +35,18 @@ class SimulatedSession:
     draft_ms: float = 0.0
     """How long its draft took, waiting included."""
     explored: bool = False
+    num_told: int = 0
+    """Tokens of its context that its drafter has read."""
 
     @property
     def session_id(self) -> SessionId:
         """As everywhere."""
         return self.session.session_id
+
+    @property
+    def num_news(self) -> int:
+        """Tokens of its context that its drafter has not read."""
+        return self.session.base_length - self.num_told
 
     @property
     def num_rows(self) -> int:

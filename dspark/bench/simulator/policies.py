@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dspark.bench.simulator.costs import Setup
 from dspark.config import DrafterConfig
-from dspark.drafting.profile import SESSION_COUNTS
+from dspark.drafting.profile import CONTEXT_TOKENS, SESSION_COUNTS
 from dspark.errors import ConfigError
 from dspark.routing.economy import DraftedRound, Economy
 from dspark.routing.target_economy import TargetEconomy
@@ -42,14 +42,16 @@ class ServiceRouter:
         for count in () if most.skips else SESSION_COUNTS:
             for depth in {1, most.max_depth}:
                 self.economy.draft_done(DRAFTER, count, depth, setup.draft.ms(count, depth))
+            num_news = CONTEXT_TOKENS * count
+            self.economy.draft_done(DRAFTER, count, 1, setup.draft.ms(count, 1, num_news=num_news), num_news)
 
     def books(self) -> TargetEconomy:
         """New ones, for one target."""
         return TargetEconomy(self.economy, self._setup.target.profiled(), self._setup.max_rows)
 
-    def draft_done(self, num_sessions: int, depth: int, draft_ms: float) -> None:
+    def draft_done(self, num_sessions: int, depth: int, draft_ms: float, num_news: int | None = None, side_nodes: int = 0) -> None:
         """One call of a drafter."""
-        self.economy.draft_done(DRAFTER, num_sessions, depth, draft_ms)
+        self.economy.draft_done(DRAFTER, num_sessions, depth, draft_ms, num_news, side_nodes)
 
     def round_done(self, done: DraftedRound) -> None:
         """A session's drafted round."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from dspark.bench.simulator.acceptance import DraftBook
 from dspark.bench.simulator.costs import Setup
+from dspark.bench.simulator.noise import NoisyClock
 from dspark.bench.simulator.parties import NOTHING, SimulatedDrafter, SimulatedSession, SimulatedTarget
 from dspark.bench.simulator.policies import Policy
 from dspark.bench.simulator.tally import RequestRecord, Tally
@@ -45,6 +46,7 @@ class Simulation:
         self._router = policy(setup)
         self._book_of = book_of
         self._rng = np.random.default_rng(seed)
+        self._noise = NoisyClock(setup.noise, seed)
         self._targets = [SimulatedTarget(self._router.books()) for _ in range(setup.num_targets)]
         self._drafters = [SimulatedDrafter() for _ in range(setup.num_drafters)]
         self._queue: list[tuple[int, float]] = []
@@ -153,6 +155,7 @@ class Simulation:
 
     def _begin_round(self, session: SimulatedSession) -> None:
         session.draft, session.kept, session.began_ms, session.draft_ms = NOTHING, [], self.now_ms, 0.0
+        session.target.books.told(session.session, session.num_told)
         limits = SKIP if session.session.drafter is None else session.target.books.draft_limits(session.session)
         has_none = self._setup.plain_first_round and session.session.round == 0
         session.limits = SKIP if has_none else limits
@@ -165,14 +168,17 @@ class Simulation:
         if drafter.drafting or not drafter.waiting:
             return
         drafter.drafting, drafter.waiting = drafter.waiting, []
-        busy_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting))
+        expected_ms = self._setup.draft.ms(len(drafter.drafting), _depth_of(drafter.drafting), *_reading_of(drafter.drafting))
+        busy_ms = expected_ms * self._noise.factor(self.now_ms)
         drafter.began_ms = self._occupy(busy_ms, partial(self._end_draft, drafter, busy_ms))
 
     def _end_draft(self, drafter: SimulatedDrafter, busy_ms: float) -> None:
         batch, drafter.drafting = drafter.drafting, []
         self.tally.draft_ms += busy_ms
-        self._router.draft_done(len(batch), _depth_of(batch), busy_ms)
+        side_nodes, num_news = _reading_of(batch)
+        self._router.draft_done(len(batch), _depth_of(batch), busy_ms, num_news, side_nodes)
         for session in batch:
+            session.num_told = session.session.base_length
             session.draft = self._book_of(session.limits).pick(self._rng)
             session.draft_ms = self.now_ms - session.began_ms if len(session.draft.tree) else 0.0
             self.tally.drafted += len(session.draft.tree)
@@ -235,7 +241,7 @@ class Simulation:
     def _step_ms(self, batch: list[tuple[SimulatedSession, int]]) -> float:
         rows, cached = sum(share for _, share in batch), sum(s.num_cached for s, _ in batch)
         context = sum(s.num_cached * share for s, share in batch) / rows
-        return self._setup.target.step_ms(rows, context, cached)
+        return self._setup.target.step_ms(rows, context, cached, len(batch)) * self._noise.factor(self.now_ms)
 
     def _end_step(self, target: SimulatedTarget, batch: list[tuple[SimulatedSession, int]], step_ms: float) -> None:
         target.is_busy = False
@@ -293,6 +299,11 @@ class Simulation:
 def _depth_of(batch: list[SimulatedSession]) -> int:
     """Of a drafting call."""
     return max(session.limits.max_depth for session in batch)
+
+
+def _reading_of(batch: list[SimulatedSession]) -> tuple[int, int]:
+    """Candidates beyond chains, and tokens of context that are news, of a drafting call."""
+    return sum(session.limits.num_side_nodes for session in batch), sum(session.num_news for session in batch)
 
 
 def _nothing() -> None:

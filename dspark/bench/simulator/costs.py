@@ -4,7 +4,8 @@ Costs are measured (`dspark bench`, a replica's saved curve) or derived (publish
 
     {"label": "shipped pair, this machine", "max_rows": 512, "num_targets": 1, "num_drafters": 1, "one_processor": true,
      "target": {"rows": [1, 8, 64], "step_ms": [4.1, 5.0, 12.0]},
-     "draft": {"fixed_ms": 6.0, "depth_ms": 0.5}, "router": {"round_ms": 0.4, "session_us": 150}}
+     "draft": {"fixed_ms": 6.0, "depth_ms": 0.5}, "router": {"round_ms": 0.4, "session_us": 150},
+     "noise": {"single": 0.1, "mood": 0.08}}
 
 `target` may name a replica's saved curve instead: {"curve_file": "curve.json"}; or give `context_tokens` and step_ms by context.
 """

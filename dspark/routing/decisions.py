@@ -2,9 +2,9 @@
 
 In this order:
 1. what is most expected to pay, by gains and costs as they were measured, in one wave or in two. While few drafts were seen and little
-   is to be won, that is an exploration as in 2;
+   is to be won, that is an exploration as in 2; where drafting had to be stopped before, more must be expected (trials.py);
 2. if nothing is expected to pay: what would pay if drafts were as good and as cheap as they may still be for all that is known; a few
-   sessions try it, if the purse can pay for it (scheduling/exploration.py);
+   sessions try it, or all at once where that tells more for what it costs, if the purse can pay for it (scheduling/exploration.py);
 3. nothing. A session that begins then takes no place at a drafter before it needs one.
 
 Where drafts pay, two steps go without now and then (plain_steps.py): else nobody would know any more what they are to be compared with. And
@@ -32,8 +32,8 @@ DECISION_STEPS = 4
 """Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
 IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
-MOST_EXPLORERS = 4
-"""Sessions that try at the same time; all at once would cost a whole step."""
+FEW_EXPLORERS = 4
+"""Sessions that try at the same time, where not all do."""
 MOST_TRIES = 8
 """Rounds without a draft after which a session's turn to explore goes to another: it may have asked never to draft."""
 GIVEN_UP_STEPS = 200
@@ -262,19 +262,29 @@ class DraftDecisions:
 
     def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int, expected: DraftLimits) -> None:
         """Have it tried, if anything is worth it and can be paid; what pays in two halves only, as it is `expected` to."""
-        exploration = self._economy.explorations[regime]
         tried = self._economy.limits[regime[0]] if outlook is None else self._hoped(regime, outlook)
         if tried.skips and self._gains[regime] >= WORTH_FINDING_OUT:
             tried = expected
-        count, price_rounds = min(num_drafting, MOST_EXPLORERS), 0.0
-        if outlook is not None and not tried.skips:
-            prices = {count: self._price_rounds(regime, outlook, tried, count) for count in (count, num_drafting)}
-            affordable = [count for count in prices if prices[count] <= exploration.purse_rounds] or [count]
-            count = min(affordable, key=lambda count: prices[count] / count)
-            price_rounds = prices[count]
-        if not tried.skips and exploration.affords(price_rounds):
+        if tried.skips:
+            return
+        count, price_rounds = self._explorers(regime, outlook, tried, num_drafting)
+        if self._economy.explorations[regime].affords(price_rounds):
             self._to_explore[regime] = count
             self._explored_with[regime] = tried
+
+    def _explorers(
+        self, regime: Regime, outlook: DraftOutlook | None, limits: DraftLimits, num_drafting: int
+    ) -> tuple[int, float]:
+        """How many sessions try, and what is lost by it, in plain rounds: few, or all, whichever tells more for what it costs and can be
+        paid."""
+        few = min(num_drafting, FEW_EXPLORERS)
+        if outlook is None:
+            return few, 0.0
+        prices = {count: self._price_rounds(regime, outlook, limits, count) for count in (few, num_drafting)}
+        purse_rounds = self._economy.explorations[regime].purse_rounds
+        payable = [count for count in prices if prices[count] <= purse_rounds] or [few]
+        best = min(payable, key=lambda count: (prices[count] / count, -count))
+        return best, prices[best]
 
     def _hoped(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
         """What would be drafted if drafts were as good and as cheap as they may still be; SKIP if that is not worth it either."""

@@ -256,7 +256,7 @@ class TargetEconomy:
         if not verified:
             return
         plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())
-        if len(verified) == self.num_sessions:  # else some have their drafts made meanwhile, and the step may wait for that
+        if len(verified) >= (self.most_to_fire() or self.num_sessions):  # else the step may have waited for a drafter that works for others
             self.curve.observe_round(round_ms, verify_ms)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)

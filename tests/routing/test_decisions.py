@@ -5,9 +5,9 @@ import pytest
 
 from dspark.routing.decisions import (
     DECISION_STEPS,
+    FEW_EXPLORERS,
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
-    MOST_EXPLORERS,
     MOST_TRIES,
 )
 from dspark.routing.economy import DraftedRound, regime_of
@@ -133,7 +133,7 @@ def test_a_drafter_that_has_become_good_is_found_out() -> None:
 def test_few_sessions_explore_for_many() -> None:
     books = Books((10.0, 0.1))
     sessions = [books.session(f"s{number}") for number in range(16)]
-    assert sum(not books.target.draft_limits(session).skips for session in sessions) == MOST_EXPLORERS
+    assert sum(not books.target.draft_limits(session).skips for session in sessions) == FEW_EXPLORERS
 
 
 def test_sessions_go_in_halves_only_where_they_draft() -> None:
@@ -156,10 +156,10 @@ def test_where_no_draft_came_in_time_the_same_session_explores_again() -> None:
     books = Books((10.0, 0.1))
     sessions = [books.session(f"s{number}") for number in range(8)]
     for _ in range(5):
-        assert [not books.target.draft_limits(session).skips for session in sessions] == [True] * MOST_EXPLORERS + [False] * 4
+        assert [not books.target.draft_limits(session).skips for session in sessions] == [True] * FEW_EXPLORERS + [False] * 4
         for session in sessions:
             books.plain_steps(session, 1)
-        assert [books.target.explores(session) for session in sessions] == [True] * MOST_EXPLORERS + [False] * 4
+        assert [books.target.explores(session) for session in sessions] == [True] * FEW_EXPLORERS + [False] * 4
     assert books.economy.explorations["default", True].purse_rounds == FIRST_ROUNDS
     books.step(sessions[0], UNLIKELY, draft_ms=5.0)
     assert not books.target.explores(sessions[0])
@@ -173,8 +173,8 @@ def test_a_session_that_never_drafts_hands_its_turn_to_explore_on() -> None:
         turns.append([not books.target.draft_limits(session).skips for session in sessions])
         for session in sessions:
             books.plain_steps(session, 1)
-    assert turns[MOST_TRIES - 1] == [True] * MOST_EXPLORERS + [False] * 4
-    assert turns[MOST_TRIES] == [False] * 4 + [True] * MOST_EXPLORERS
+    assert turns[MOST_TRIES - 1] == [True] * FEW_EXPLORERS + [False] * 4
+    assert turns[MOST_TRIES] == [False] * 4 + [True] * FEW_EXPLORERS
 
 
 def test_what_sessions_learned_serves_those_that_come_after_them() -> None:

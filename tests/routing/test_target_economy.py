@@ -167,6 +167,19 @@ def test_what_promises_are_judged_by_is_what_the_books_hold() -> None:
     assert Books(None).target.load(lambda session: 1.0) is None
 
 
+def test_what_lies_around_a_step_is_learned_where_none_of_its_sessions_was_with_a_drafter() -> None:
+    """The step of the others may have waited for that drafter, on the same processor: here for 30 ms."""
+    books = Books(FLAT)
+    sessions = [books.session(name) for name in ("a", "b")]
+    verified = [Verified(session, SKIP, CandidateTree.empty(), [], ()) for session in sessions]
+    for _ in range(20):
+        books.target.step_done(1, 10.0, 40.0, verified[:1])
+    assert books.target.curve.round_overhead_ms == 0.0
+    for _ in range(20):
+        books.target.step_done(2, 10.0, 12.0, verified)
+    assert books.target.curve.round_overhead_ms == pytest.approx(2.0)
+
+
 def test_what_the_router_itself_takes_is_part_of_every_round_and_what_drafts_add_of_what_they_cost() -> None:
     """Steps of 10 ms and calls of 5; between two steps the router takes 1 ms, and 3 more for drafts."""
     books = Books(FLAT)

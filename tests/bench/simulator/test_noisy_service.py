@@ -1,5 +1,6 @@
-"""Planned decoding where times are not what they were expected to be: steps and calls off by a tenth each, a machine whose mood changes every
-few seconds, sessions that add to steps what no profile has seen, prompts that drafters must be told. What it has to find out is counted.
+"""Planned decoding where times are not what they were expected to be: steps and calls off by a tenth each, a machine whose mood changes
+every few seconds, sessions that add to steps what no profile has seen, prompts that drafters must be told. What it has to find out is
+counted.
 
 All by seeds, so nothing here fails by chance. The margins are those of the rules, not of luck: over 10 seeds of such a service with 16 and
 64 sessions, standard errors of the means are below 0.02.

@@ -12,7 +12,7 @@ from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import Tally
 from dspark.bench.simulator.workload import ClosedLoop, Workload
 from dspark.errors import ConfigError
-from dspark.routing.decisions import MOST_EXPLORERS
+from dspark.routing.decisions import FEW_EXPLORERS
 from dspark.routing.rounds import Waiting
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
@@ -101,7 +101,7 @@ def test_as_many_sessions_explore_together_as_find_out_most_for_what_it_costs(ne
     setup = replace(SETUP, target=TargetCosts(curve_of([1, 128], [8.0, 16.0])), draft=replace(SETUP.draft, news_us=news_us))
     tally, router = planned(setup, USELESS, clients=16, num_tokens=16_000, cached_tokens=4_000)
     assert tally.drafted < 0.05 * tally.rounds
-    assert max(router.calls) == (MOST_EXPLORERS if news_us else 16)
+    assert max(router.calls) == (FEW_EXPLORERS if news_us else 16)
 
 
 

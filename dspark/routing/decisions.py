@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dspark.routing.economy import Economy, Regime, regime_of
+from dspark.routing.explorers import ToTry, first_try, worth_trying
 from dspark.routing.plain_steps import PlainSteps
 from dspark.routing.trials import Trials
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
@@ -32,8 +33,6 @@ DECISION_STEPS = 4
 """Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
 IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
-FEW_EXPLORERS = 4
-"""Sessions that try at the same time, where not all do."""
 MOST_TRIES = 8
 """Rounds without a draft after which a session's turn to explore goes to another: it may have asked never to draft."""
 GIVEN_UP_STEPS = 200
@@ -42,8 +41,6 @@ CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 FURTHER_EVERY = 16
 """Decisions to draft, of which one is for a candidate more and one deeper than is thought best: else nobody would learn that it pays."""
-WORTH_FINDING_OUT = 1.05
-"""Hoped speed over plain that is explored for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,9 @@ class DraftDecisions:
         self._decided: dict[Regime, DraftLimits] = {}
         self._to_explore: Counter[Regime] = Counter()
         """Rounds that are still to be drafted to find out what that brings."""
-        self._explored_with: dict[Regime, DraftLimits] = {}
+        self._tried: dict[Regime, ToTry] = {}
+        self._asked_step: dict[Regime, int] = {}
+        """When sessions were last asked to."""
         self._exploring: dict[SessionId, Regime] = {}
         """Sessions whose round in hand does so."""
         self._try_again: defaultdict[Regime, Counter[SessionId]] = defaultdict(Counter)
@@ -108,10 +107,15 @@ class DraftDecisions:
     def leave(self, session: Session) -> None:
         """A session is over."""
         if (regime := self._exploring.get(session.session_id)) is not None:
-            self._ended(session.session_id, regime)
-            self._to_explore[regime] += 1
+            self._hand_on(session.session_id, regime)
         self._given_up.pop(session.session_id, None)
         self._forget()
+
+    def nobody_left(self, regime: Regime) -> None:
+        """Of its sessions: what stood for them is of no use for those that come later."""
+        self._trials[regime].nobody_left()
+        for of_regime in (self._waves, self._decided, self._to_explore):
+            of_regime.pop(regime, None)
 
     def sessions_changed(self) -> None:
         """By so many that what a plain step took may not hold any more."""
@@ -150,12 +154,16 @@ class DraftDecisions:
         if session.min_tokens_per_second is not None:
             limits = self._promised_limits(regime, session.min_tokens_per_second, limits, costs, sharing)
         if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
-            return self._explored_with[regime]
-        if limits.skips and self._to_explore[regime] > 0 and self._all_steps >= self._given_up.get(session.session_id, 0):
+            return self._tried[regime].limits
+        if limits.skips and self._is_asked_to_explore(regime) and self._all_steps >= self._given_up.get(session.session_id, 0):
             self._to_explore[regime] -= 1
             self._exploring[session.session_id] = regime
-            return self._explored_with[regime]
+            return self._tried[regime].limits
         return limits
+
+    def _is_asked_to_explore(self, regime: Regime) -> bool:
+        """In the round that it was meant for: who did not ask then has no draft to give."""
+        return self._to_explore[regime] > 0 and self._all_steps <= self._asked_step[regime] + 1
 
     @property
     def measures_plain(self) -> bool:
@@ -177,10 +185,19 @@ class DraftDecisions:
         else:
             self._try_again[regime][session_id] += 1
             if self._try_again[regime][session_id] >= MOST_TRIES:
-                self._ended(session_id, regime)
-                self._to_explore[regime] += 1
+                self._hand_on(session_id, regime)
                 self._given_up[session_id] = self._all_steps + GIVEN_UP_STEPS
         return True
+
+    def price_rounds(self, regime: Regime) -> float:
+        """What exploring was expected to lose when it was last decided on, in plain rounds."""
+        return self._tried[regime].price_rounds if regime in self._tried else 0.0
+
+    def _hand_on(self, session_id: SessionId, regime: Regime) -> None:
+        """Its turn to explore goes to another session."""
+        self._ended(session_id, regime)
+        self._to_explore[regime] += 1
+        self._asked_step[regime] = self._all_steps
 
     def _ended(self, session_id: SessionId, regime: Regime) -> None:
         del self._exploring[session_id]
@@ -191,7 +208,7 @@ class DraftDecisions:
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
         is_promised = session.min_tokens_per_second is not None
-        return is_promised or not self._limits_of(regime, costs, sharing).skips or self._to_explore[regime] > 0
+        return is_promised or not self._limits_of(regime, costs, sharing).skips or self._is_asked_to_explore(regime)
 
     def _forget(self) -> None:
         self._decided.clear()
@@ -231,9 +248,13 @@ class DraftDecisions:
         if not limits.skips and outlook is not None and self._is_worth_it(regime, outlook):
             return self._now_and_then_further(regime, limits)
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
-        if self._to_explore[regime] <= 0 and regime not in self._exploring.values():
+        if not self._is_asked_to_explore(regime) and not self._is_exploring(regime):
             self._explore(regime, outlook, sharing.num_drafting, limits)
         return SKIP
+
+    def _is_exploring(self, regime: Regime) -> bool:
+        """Not by sessions that rest, or have no draft to give, since long ago."""
+        return regime in self._exploring.values() and self._all_steps < self._asked_step[regime] + GIVEN_UP_STEPS
 
     def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
         """Not where a promise or the other half's verification decided how long drafts may take."""
@@ -250,11 +271,11 @@ class DraftDecisions:
 
     def _is_worth_it(self, regime: Regime, outlook: DraftOutlook) -> bool:
         gain, trial = self._gains[regime], self._trials[regime]
+        if trial.is_under_way:
+            return True
         is_known = self._economy.profiles[regime[0]].num_drafts(*regime) >= FIRST_DRAFTS
-        if gain < CLEAR_GAIN and not is_known:
-            return False
         told_rounds = self._told_ms(regime, outlook.num_drafting) / outlook.costs.round_of(outlook.num_sessions)
-        return trial.goes_on(gain) if trial.is_under_way else trial.may_begin(gain, told_rounds, self._all_steps, outlook.num_sessions)
+        return (is_known or gain >= CLEAR_GAIN) and trial.may_begin(gain, told_rounds, self._all_steps, outlook.num_sessions)
 
     def _told_ms(self, regime: Regime, num_sessions: int) -> float:
         """What it takes to tell a drafter all that it has missed of so many sessions."""
@@ -262,43 +283,14 @@ class DraftDecisions:
 
     def _explore(self, regime: Regime, outlook: DraftOutlook | None, num_drafting: int, expected: DraftLimits) -> None:
         """Have it tried, if anything is worth it and can be paid; what pays in two halves only, as it is `expected` to."""
-        tried = self._economy.limits[regime[0]] if outlook is None else self._hoped(regime, outlook)
-        if tried.skips and self._gains[regime] >= WORTH_FINDING_OUT:
-            tried = expected
-        if tried.skips:
-            return
-        count, price_rounds = self._explorers(regime, outlook, tried, num_drafting)
-        if self._economy.explorations[regime].affords(price_rounds):
-            self._to_explore[regime] = count
-            self._explored_with[regime] = tried
-
-    def _explorers(
-        self, regime: Regime, outlook: DraftOutlook | None, limits: DraftLimits, num_drafting: int
-    ) -> tuple[int, float]:
-        """How many sessions try, and what is lost by it, in plain rounds: few, or all, whichever tells more for what it costs and can be
-        paid."""
-        few = min(num_drafting, FEW_EXPLORERS)
         if outlook is None:
-            return few, 0.0
-        prices = {count: self._price_rounds(regime, outlook, limits, count) for count in (few, num_drafting)}
-        purse_rounds = self._economy.explorations[regime].purse_rounds
-        payable = [count for count in prices if prices[count] <= purse_rounds] or [few]
-        best = min(payable, key=lambda count: (prices[count] / count, -count))
-        return best, prices[best]
-
-    def _hoped(self, regime: Regime, outlook: DraftOutlook) -> DraftLimits:
-        """What would be drafted if drafts were as good and as cheap as they may still be; SKIP if that is not worth it either."""
-        cheap_ms = self._economy.hoped_draft_ms(regime, outlook.num_drafting)
-        best = best_draft(replace(outlook, draft_ms=cheap_ms, gains=self._economy.profiles[regime[0]].hopeful(*regime)))
-        return best.limits if best.gain >= WORTH_FINDING_OUT else SKIP
-
-    def _price_rounds(self, regime: Regime, outlook: DraftOutlook, limits: DraftLimits, count: int) -> float:
-        """What is lost where so many sessions draft once, in plain rounds, if it brings what is most expected."""
-        economy, name, costs, num_sessions = self._economy, regime[0], outlook.costs, outlook.num_sessions
-        added_ms = float(economy.hoped_draft_ms(regime, count)[limits.max_depth]) + economy.side_ms(name, count * limits.num_side_nodes)
-        rows = num_sessions + count * limits.max_nodes
-        won = count * float(outlook.gains[limits.max_depth, limits.max_nodes]) / num_sessions
-        return max(0.0, (costs.round_of(rows) + added_ms + self._told_ms(regime, count)) / costs.round_of(num_sessions) - 1.0 - won)
+            found: ToTry | None = first_try(self._economy.limits[regime[0]], num_drafting)
+        else:
+            likely = None if expected.skips else DraftChoice(expected, expected.max_nodes, 1.0, self._gains[regime])
+            found = worth_trying(self._economy, regime, outlook, likely, lambda count: self._told_ms(regime, count))
+        if found is not None and self._economy.explorations[regime].affords(found.price_rounds):
+            self._to_explore[regime], self._asked_step[regime] = found.num_sessions, self._all_steps
+            self._tried[regime] = found
 
     def _outlook(self, regime: Regime, costs: RoundCosts, sharing: Sharing) -> DraftOutlook | None:
         """None before the first draft."""

@@ -53,10 +53,10 @@ class DraftedRound:
     plain_tokens_per_second: float
     """What the session would have made by plain decoding meanwhile; 0 where that is not known."""
     explored: bool = False
-    """True if it was drafted to find out what that brings, at an expected loss, or is of the first step of drafting that begins anew,
+    """True if it was drafted to find out what that brings, at an expected loss, or is of the first steps of drafting that begins anew,
     when drafters have to be told all that they missed."""
-    num_sessions: int = 1
-    """That live on its target."""
+    num_drafted: int = 1
+    """Sessions of its kind that had drafts in the same step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +147,21 @@ class Economy:
     def hoped_draft_ms(self, regime: Regime, num_sessions: int) -> Floats:  # [D + 1]
         """Once there was a call: what one may take as far as is known. The first calls, the very first above all, are slower than later
         ones are, and more sessions than were ever drafted together may cost no more."""
-        cost = self.draft_costs[regime[0]]
-        expected = self.draft_ms(regime[0], min(num_sessions, cost.most_sessions))
+        most_seen = self.draft_costs[regime[0]].most_sessions
+        return self.believed_draft_ms(regime, min(num_sessions, most_seen))
+
+    def believed_draft_ms(self, regime: Regime, num_sessions: int) -> Floats:  # [D + 1]
+        """The same, where more sessions cost what they are expected to."""
+        expected = self.draft_ms(regime[0], num_sessions)
         assert expected is not None, "there was a call"
-        num_calls = cost.num_calls * self.profiles[regime[0]].freshness(*regime)
+        num_calls = self.draft_costs[regime[0]].num_calls * self.profiles[regime[0]].freshness(*regime)
         return expected * num_calls**2 / (num_calls**2 + DOUBT_OF_FIRST_CALLS)
 
     def round_done(self, done: DraftedRound) -> None:
         """A session's drafted round against what plain decoding would have made."""
         regime, pace = regime_of(done.session), done.plain_tokens_per_second
         if regime is not None and pace > 0 and done.round_ms > 0:
-            share = 1.0 / max(1, done.num_sessions)  # they had the same step, at the same moment of the machine
+            share = 1.0 / done.num_drafted  # they had the same step, at the same moment of the machine
             self.paying.round_done(regime, done.committed, done.round_ms, pace, explored=done.explored, share=share)
 
     def round_skipped(self, regime: Regime) -> None:

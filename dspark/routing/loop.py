@@ -100,8 +100,8 @@ class SpeculativeLoop:
     def _learn(self, session: Session, lane: VerifyLane, chunk: TokenChunk, verdict: Verdict, round_ms: float) -> None:
         self._drafters.learn(session, chunk)
         if chunk.num_drafted > 0:
-            pace, num_sessions = verdict.plain_tokens_per_second, lane.books.num_sessions
-            self.economy.round_done(DraftedRound(session, len(chunk.token_ids), round_ms, pace, verdict.explored, num_sessions))
+            pace, num_drafted = verdict.plain_tokens_per_second, lane.books.num_drafted(session)
+            self.economy.round_done(DraftedRound(session, len(chunk.token_ids), round_ms, pace, verdict.explored, num_drafted))
         self._observer.round_done(session, chunk, round_ms)
 
     def _lane(self, lease: VerifierLease) -> VerifyLane:

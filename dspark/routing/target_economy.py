@@ -51,6 +51,12 @@ class TargetEconomy:
         self._mean_kept = 0.0
         """Candidates verified per session and round."""
         self._lessons = StepLessons(economy, self.curve, self._news)
+        self._with_drafters: set[SessionId] = set()
+        """Sessions that were told to draft, and whose rounds have not been planned yet."""
+        self._had_others_draft = False
+        """True where there were some when the step in hand was planned."""
+        self._num_drafted: Counter[Regime | None] = Counter()
+        """Sessions that had drafts in the last step."""
 
     @property
     def overlap(self) -> float:
@@ -79,11 +85,14 @@ class TargetEconomy:
             return
         self._promised.pop(session.session_id, None)
         self._told.pop(session.session_id, None)
-        if (regime := self._regime_of(session)) is not None:
-            self._regimes[regime] -= 1
-            self._regimes += Counter()  # without those that have no session left
+        self._with_drafters.discard(session.session_id)
         self._plain_costs = None
         self._decisions.leave(session)
+        if (regime := self._regime_of(session)) is not None:
+            self._regimes[regime] -= 1
+            if not self._regimes[regime]:
+                del self._regimes[regime]
+                self._decisions.nobody_left(regime)
 
     def _regime_of(self, session: Session) -> Regime | None:
         return regime_of(session) if session.drafter in self._economy.limits else None
@@ -110,7 +119,9 @@ class TargetEconomy:
 
     def draft_limits(self, session: Session) -> DraftLimits:
         """How much to draft for a session's coming round."""
-        return self._decisions.limits(session, self.costs(), self._sharing(session.drafter))
+        limits = self._decisions.limits(session, self.costs(), self._sharing(session.drafter))
+        (self._with_drafters.discard if limits.skips else self._with_drafters.add)(session.session_id)
+        return limits
 
     def _sharing(self, drafter: str | None) -> Sharing:
         """For decisions on a drafter; whoever asks is counted, were it to enter only now."""
@@ -138,6 +149,8 @@ class TargetEconomy:
 
     def plan(self, waiting: Sequence[Waiting]) -> Plan:
         """Which candidates go to the target in the step that is about to begin."""
+        self._with_drafters.difference_update(w.session.session_id for w in waiting)
+        self._had_others_draft = bool(self._with_drafters)
         if not any(len(w.tree) for w in waiting):  # plain decoding shall not pay for what it does not use
             return Plan({w.session.session_id: [] for w in waiting}, len(waiting), float(len(waiting)))
         forest = Forest.of({w.session.session_id: w.need for w in waiting}, self._verdicts.corrected_scores(waiting))
@@ -226,6 +239,10 @@ class TargetEconomy:
         by_sessions = by_whole_and_half(self.num_sessions, float(whole[depth]), float(half[depth]))
         return WaveCosts(costs, by_sessions, self._mean_kept, 1.0, overlap=self._economy.overlap)
 
+    def num_drafted(self, session: Session) -> int:
+        """Sessions of its kind that had drafts in the last step, itself among them."""
+        return max(1, self._num_drafted[regime_of(session)])
+
     def waited(self) -> None:
         """The target was free and waited for drafts."""
         if (drafter := self._main_drafter()) is not None:
@@ -256,8 +273,9 @@ class TargetEconomy:
         if not verified:
             return
         plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())
-        if len(verified) >= (self.most_to_fire() or self.num_sessions):  # else the step may have waited for a drafter that works for others
+        if not self._had_others_draft:  # else the step may have waited for their drafter
             self.curve.observe_round(round_ms, verify_ms)
+        self._num_drafted = Counter(regime_of(one.session) for one in verified if not one.limits.skips)
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1
@@ -285,7 +303,8 @@ class TargetEconomy:
             elif regime in explored and costs is not None:
                 told_ms = self._economy.catch_up_ms(regime[0], sum(map(self._news, (one.session for one in explored[regime]))))
                 lost_rounds = self._lost_rounds(explored[regime], len(verified), costs, told_ms)
-                self._economy.explorations[regime].explored(lost_rounds, told_ms / costs.round_of(len(verified)))
+                expected_rounds = max(self._decisions.price_rounds(regime), told_ms / costs.round_of(len(verified)))
+                self._economy.explorations[regime].explored(lost_rounds, expected_rounds)
         self._told.update((one.session.session_id, one.session.base_length) for one in verified if not one.limits.skips)
 
     def _lost_rounds(self, explored: Sequence[Verified], num_sessions: int, costs: RoundCosts, told_ms: float) -> float:

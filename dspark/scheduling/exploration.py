@@ -41,8 +41,8 @@ class Exploration:
         self._put_in(SHARE * self._earning)
 
     def explored(self, lost_rounds: float, expected_rounds: float = 0.0) -> None:
-        """What an explored round lost against a plain one; below 0 where it won. `expected_rounds` of it were to be expected: what drafters
-        had to be told first."""
+        """What an explored round lost against a plain one; below 0 where it won. `expected_rounds` of it were to be expected, when
+        it was decided on or for what drafters had to be told first."""
         if lost_rounds <= 0:
             self._put_in(-lost_rounds)
             self._earning = 1.0

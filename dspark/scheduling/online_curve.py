@@ -34,7 +34,7 @@ MAX_SURPRISE = 1.5
 """A step counts as at most half as long again as was expected, or two thirds of it."""
 PRIOR_WEIGHT = 2.0
 """Steps that what is known from elsewhere counts for."""
-OWN_PRIOR_WEIGHT = 2.5
+OWN_PRIOR_WEIGHT = 1.0
 """The same of what a row count's own distance leans on: a plain step in thirty must be enough to know them by."""
 LEAST_WEIGHT = 0.05
 """In steps, of a row count that was not seen."""

@@ -11,8 +11,8 @@ It loses if the ratio is below OFF_BELOW after MIN_ROUNDS, or sooner where the l
 commits is less than CLEAR_BELOW of what plain decoding would have by more than CLEAR_ERRORS standard errors of their difference. (Rounds
 of one text are alike, so a few of them say less than their number; hence the distance.)
 
-Sessions that share a step wait for the same drafts and rows, so their rounds say more than one session's and less than as many steps:
-they come with a share in a round, and are judged when they make a whole one.
+Sessions that share a step wait for the same drafts and rows, at the same moment of the machine: together they make one round, to which
+each of them comes with its share.
 
 The gap between OFF_BELOW and ON_FROM keeps a drafter at break-even from going on and off. An account belongs to a drafter on one
 kind of text: what pays on greedy text may lose on sampled.

@@ -5,14 +5,14 @@ import pytest
 
 from dspark.routing.decisions import (
     DECISION_STEPS,
-    FEW_EXPLORERS,
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
     MOST_TRIES,
 )
 from dspark.routing.economy import DraftedRound, regime_of
+from dspark.routing.explorers import FEW_EXPLORERS
 from dspark.routing.plain_steps import PLAIN_LOSS
-from dspark.routing.trials import WORTH_TRYING, WORTH_TRYING_AGAIN
+from dspark.routing.trials import DOUBT
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.drafting_plan import SKIP
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE
@@ -331,7 +331,7 @@ def test_drafting_begins_where_it_is_expected_to_win_and_not_again_at_once_where
         decisions._trials[regime].decided(False, decisions._all_steps, 1)
         decisions._forget()
         begins_again = not books.decided(session).skips
-        assert begins == (gain > WORTH_TRYING), "a draft that wins nothing is none"
-        assert begins_again == (gain >= WORTH_TRYING_AGAIN)
+        assert begins == (gain > 1.0)
+        assert begins_again == (gain >= 1.0 + DOUBT)
         found.append((begins, begins_again))
     assert set(found) == {(True, True), (True, False), (False, False)}

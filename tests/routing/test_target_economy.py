@@ -2,8 +2,10 @@
 
 import pytest
 
+from dspark.routing.economy import DraftedRound
 from dspark.routing.rounds import Verified, Waiting
 from dspark.scheduling.drafting_plan import SKIP
+from dspark.scheduling.paying import MIN_ROUNDS
 from dspark.session import Session
 from dspark.tree import CandidateTree
 from tests.routing.books import FLAT, LIKELY, STEEP, UNLIKELY, Books
@@ -167,17 +169,31 @@ def test_what_promises_are_judged_by_is_what_the_books_hold() -> None:
     assert Books(None).target.load(lambda session: 1.0) is None
 
 
-def test_what_lies_around_a_step_is_learned_where_none_of_its_sessions_was_with_a_drafter() -> None:
-    """The step of the others may have waited for that drafter, on the same processor: here for 30 ms."""
+def test_what_lies_around_a_step_is_learned_where_no_session_was_with_a_drafter() -> None:
+    """Else the step may have waited for that drafter, on the same processor: here for 30 ms. One that rests, or reads, is no hindrance."""
     books = Books(FLAT)
-    sessions = [books.session(name) for name in ("a", "b")]
-    verified = [Verified(session, SKIP, CandidateTree.empty(), [], ()) for session in sessions]
-    for _ in range(20):
-        books.target.step_done(1, 10.0, 40.0, verified[:1])
-    assert books.target.curve.round_overhead_ms == 0.0
-    for _ in range(20):
-        books.target.step_done(2, 10.0, 12.0, verified)
-    assert books.target.curve.round_overhead_ms == pytest.approx(2.0)
+    ready, other, _ = (books.session(name) for name in ("a", "b", "c"))
+    verified = [Verified(ready, SKIP, CandidateTree.empty(), [], ())]
+    assert not books.target.draft_limits(other).skips
+    for round_ms, expected_ms in ((40.0, 0.0), (12.0, 2.0)):
+        for _ in range(20):
+            books.target.plan([Waiting(ready, CandidateTree.empty())])
+            books.target.step_done(1, 10.0, round_ms, verified)
+        assert books.target.curve.round_overhead_ms == pytest.approx(expected_ms)
+        books.target.leave(other)
+
+
+def test_sessions_that_draft_in_one_step_make_one_round_of_their_drafters_account() -> None:
+    books = Books(FLAT)
+    sessions = [books.session(name) for name in "abcd"]
+    drafted = [Verified(session, LIMITS_OF_DRAFTER, LIKELY, [0], (0,)) for session in sessions[:2]]
+    books.target.step_done(6, 10.0, 10.0, [*drafted, *(Verified(s, SKIP, CandidateTree.empty(), [], ()) for s in sessions[2:])])
+    assert [books.target.num_drafted(session) for session in sessions] == [2, 2, 2, 2]
+    for _ in range(MIN_ROUNDS):
+        assert books.economy.paying.pays(("default", True))
+        for session in sessions[:2]:
+            books.economy.round_done(DraftedRound(session, 1, 10.0, 105.0, num_drafted=2))
+    assert not books.economy.paying.pays(("default", True)), "two drafted in each of so many steps, and lost a twentieth"
 
 
 def test_what_the_router_itself_takes_is_part_of_every_round_and_what_drafts_add_of_what_they_cost() -> None:

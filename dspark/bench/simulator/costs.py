@@ -19,7 +19,7 @@ import numpy as np
 
 from dspark.bench.simulator.noise import Noise
 from dspark.errors import ConfigError, DSparkError
-from dspark.scheduling.curve import Floats, ThroughputCurve, sessions_measured
+from dspark.scheduling.curve import ThroughputCurve, sessions_measured
 from dspark.scheduling.curve_file import read_curve
 from dspark.scheduling.draft_cost import USUAL_NEWS
 
@@ -47,10 +47,6 @@ class TargetCosts:
         reading_ms = self.kv_us_per_token / 1e3 * contexts[:, np.newaxis] * sessions_measured(self.curve.rows)
         times = np.stack([self.curve.at_context(float(context)) for context in contexts]) + reading_ms
         return ThroughputCurve(self.curve.rows, contexts, np.maximum.accumulate(times, axis=1))
-
-    def table(self, max_rows: int, context_tokens: float, cached_tokens: float) -> Floats:
-        """[max_rows + 1] the same for every number of rows; index 0 is not read."""
-        return self.curve.table(max_rows, context_tokens) + self.kv_us_per_token * cached_tokens / 1e3
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,8 +292,8 @@ class Simulation:
         round_ms = self.now_ms - session.began_ms
         if len(session.draft.tree):
             target = session.target
-            pace, num_sessions = target.pace.per_second(session.began_ms / 1e3), len(target.sessions)
-            self._router.round_done(DraftedRound(session.session, tokens, round_ms, pace, session.explored, num_sessions))
+            pace, num_drafted = target.pace.per_second(session.began_ms / 1e3), target.books.num_drafted(session.session)
+            self._router.round_done(DraftedRound(session.session, tokens, round_ms, pace, session.explored, num_drafted))
 
 
 def _depth_of(batch: list[SimulatedSession]) -> int:

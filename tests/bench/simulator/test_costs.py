@@ -1,10 +1,10 @@
 """Costs of a simulated service, from files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from dspark.bench.simulator.costs import DraftCosts, RouterCosts, TargetCosts, curve_of, read_setup
@@ -45,7 +45,8 @@ def test_a_replicas_saved_curve_can_be_named(tmp_path: Path) -> None:
 def test_steps_cost_more_behind_more_context() -> None:
     target = TargetCosts(curve_of([1, 8], [[1.0, 2.0], [3.0, 4.0]], [0, 100]))
     assert target.step_ms(8, 50.0, 0.0) == pytest.approx(3.0)
-    np.testing.assert_allclose(target.table(8, 100.0, 0.0)[[1, 8]], [3.0, 4.0])
+    assert [target.step_ms(rows, 100.0, 0.0) for rows in (1, 8)] == pytest.approx([3.0, 4.0])
+    assert replace(target, session_us=500.0).step_ms(8, 50.0, 0.0, 4) == pytest.approx(5.0), "half a millisecond of each of four"
 
 
 def test_drafting_and_routing_grow_with_sessions_and_depth() -> None:

@@ -12,7 +12,7 @@ from dspark.bench.simulator.simulation import Simulation
 from dspark.bench.simulator.tally import Tally
 from dspark.bench.simulator.workload import ClosedLoop, Workload
 from dspark.errors import ConfigError
-from dspark.routing.decisions import FEW_EXPLORERS
+from dspark.routing.explorers import FEW_EXPLORERS
 from dspark.routing.rounds import Waiting
 from dspark.scheduling.drafting_plan import DraftLimits
 from dspark.scheduling.exploration import FIRST_ROUNDS, SHARE

@@ -335,3 +335,36 @@ def test_drafting_begins_where_it_is_expected_to_win_and_not_again_at_once_where
         assert begins_again == (gain >= 1.0 + DOUBT)
         found.append((begins, begins_again))
     assert set(found) == {(True, True), (True, False), (False, False)}
+
+
+def test_turns_to_explore_are_for_the_next_round_and_not_kept_for_those_who_ask_again() -> None:
+    """Turns are given by the number of a drafter's sessions; here all but one are of another kind of text, and do not ask."""
+    books = Books(FLAT)
+    session = books.session("a")
+    for number in range(15):
+        books.session(f"s{number}", greedy=False)
+    drafted = lives(books, session, UNLIKELY, 0, 200, 7.0)
+    assert sum(drafted) * 0.7 <= FIRST_ROUNDS + 2 * 0.7
+    assert books.economy.explorations["default", True].purse_rounds > -1.0
+
+
+def test_an_explorer_that_rests_does_not_end_exploring_for_the_others() -> None:
+    books = Books((10.0, 0.1))
+    resting, session = books.session("a"), books.session("b")
+    assert not books.target.draft_limits(resting).skips, "it has a turn, and never comes back"
+    assert sum(lives(books, session, UNLIKELY, 0, 2 * GIVEN_UP_STEPS, 7.0)[GIVEN_UP_STEPS:]) > 0
+
+
+def test_where_all_sessions_of_a_kind_have_gone_their_drafting_is_over() -> None:
+    """Else plain steps would be measured for it, and the next ones would go on where these had to begin."""
+    books = Books(FLAT)
+    greedy = books.session("a")
+    books.drafts_cost(1.0)
+    known(books, greedy, LIKELY, (4, 3, 3, 1))
+    assert not books.decided(greedy).skips
+    assert books.target._decisions.drafts(("default", True))
+    books.target.leave(greedy)
+    assert not books.target._decisions.drafts(("default", True))
+    again = books.session("b")
+    assert not books.decided(again).skips
+    assert books.target.explores(again), "its drafting begins anew"

@@ -52,3 +52,18 @@ def test_a_configuration_that_allows_nothing_skips(nothing: dict[str, int]) -> N
     session = session_named("a")
     session.drafter = "default"
     assert target.draft_limits(session) == SKIP
+
+
+def test_what_a_call_may_take_is_hoped_to_be_less_than_the_first_ones_took_and_no_more_for_more_sessions() -> None:
+    """One call may take eight times as long as later ones, and five a quarter longer."""
+    books, hoped = Books(FLAT), []
+    for number in range(1, 6):
+        books.economy.draft_done("default", 1, 4, 80.0)
+        if number in (1, 5):
+            hoped.append(float(books.economy.hoped_draft_ms(("default", True), 1)[4]))
+    assert hoped == pytest.approx([10.0, 80.0 * 25 / 32], rel=1e-3)
+    assert books.economy.hoped_draft_ms(("default", True), 16) == pytest.approx(books.economy.hoped_draft_ms(("default", True), 1))
+    for _ in range(50):
+        books.economy.draft_done("default", 4, 4, 110.0)
+    believed, most_seen = (books.economy.believed_draft_ms(("default", True), count)[4] for count in (16, 4))
+    assert believed > most_seen

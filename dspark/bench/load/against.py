@@ -36,15 +36,17 @@ def simulate_against(
 
 
 def _simulated(point: LoadPoint, report: LoadReport, setup: Setup, source: DraftSource, options: SimulateOptions) -> OperatingPoint:
-    """One point, with as many rows of prompts for each token as fell into its windows; the rest of a prompt is in the cache."""
+    """One point, with as many rows of prompts for each token as fell into its windows, and with contexts as long as there, in the mean:
+    windows may have seen the first part of every answer only."""
     output_tokens = report.plan.max_tokens
     prompt_tokens = round(point.prompt_rows_per_token * output_tokens)
+    others = report.prompt_tokens if point.context_tokens is None else point.context_tokens - output_tokens / 2
     own = replace(
         options,
         policies=(point.policy,),
         loads=(point.load,),
         prompt_tokens=prompt_tokens,
-        cached_tokens=max(0, round(report.prompt_tokens) - prompt_tokens),
+        cached_tokens=max(0, round(others) - prompt_tokens),
         output_tokens=output_tokens,
     )
     return simulate_with(setup, source, own).points[0]

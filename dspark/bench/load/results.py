@@ -53,6 +53,12 @@ class LoadPoint:
     """Window by window, for whoever wants other means."""
 
     @property
+    def context_tokens(self) -> float | None:
+        """Of a session, in the mean; None where that was not measured."""
+        known = [float(turn["context_tokens"]) for turn in self.turns if turn.get("context_tokens") is not None]
+        return statistics.fmean(known) if known else None
+
+    @property
     def prompt_rows_per_token(self) -> float:
         """Prompts that fell into the windows, in rows for each token committed there: short windows catch few or many."""
         sums = {name: sum(float(turn[name]) for turn in self.turns) for name in ("rows", "rounds", "selected", "tokens")}

@@ -57,11 +57,19 @@ class Window:
         """Rows that were neither anchors nor candidates."""
         return max(0.0, self.rows - self.rounds - self.selected)
 
+    @property
+    def context_tokens(self) -> float | None:
+        """Cached by the target for a session, in the mean over its steps; None where steps cannot be seen."""
+        sessions = sum(sample[1] for sample in self.step_samples)
+        return sum(sample[2] for sample in self.step_samples) / sessions if sessions else None
+
     def record(self) -> dict[str, Any]:
         """For JSON; requests and samples are left out."""
         names = ("seconds", "tokens", "rounds", "drafted", "selected", "steps", "rows", "verify_ms", "draft_ms", "draft_calls")
-        probe_ms = None if self.probe_ms is None else round(self.probe_ms, 4)
-        return {name: round(getattr(self, name), 4) for name in names} | {"probe_ms": probe_ms}
+        unknown = {name: getattr(self, name) for name in ("probe_ms", "context_tokens")}
+        return {name: round(getattr(self, name), 4) for name in names} | {
+            name: None if value is None else round(value, 4) for name, value in unknown.items()
+        }
 
 
 def speed_reached_by(requests: list[RequestSpeed], share: float) -> float:

@@ -87,6 +87,9 @@ def test_the_simulator_meets_the_same_points(report: LoadReport, folder: Path) -
     assert all(point.simulated > 0 for point in agreement.points)
     assert simulation.label == report.label
     assert report.of("fixed3")[0].prompt_rows_per_token >= 0
+    for point in report.points:
+        assert point.context_tokens is not None
+        assert 1 < point.context_tokens < 1.5 * report.prompt_tokens + report.plan.max_tokens, "of this window's prompts"
     assert 0 <= agreement.num_within <= 6
 
 

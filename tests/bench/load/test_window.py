@@ -26,3 +26,11 @@ def test_the_record_leaves_requests_and_samples_out() -> None:
     record = window.record()
     assert record["probe_ms"] == pytest.approx(2.5)
     assert not {"requests", "step_samples", "draft_samples"} & set(record)
+
+
+def test_the_mean_context_is_that_of_all_sessions_of_all_steps() -> None:
+    """One step of a session with 100 tokens, and one of three with 200 each."""
+    window = Window(seconds=1.0, step_samples=[(1, 1, 100, 5.0), (9, 3, 600, 8.0)])
+    assert window.context_tokens == pytest.approx(175.0)
+    assert window.record()["context_tokens"] == pytest.approx(175.0)
+    assert Window(seconds=1.0).record()["context_tokens"] is None, "over HTTP"

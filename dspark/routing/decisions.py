@@ -35,6 +35,8 @@ IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
 MOST_TRIES = 8
 """Rounds without a draft after which a session's turn to explore goes to another: it may have asked never to draft."""
+WAITED_STEPS = 12 * MOST_TRIES
+"""For explorers, until others may explore: those that are there are done or given up by then."""
 GIVEN_UP_STEPS = 200
 """Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
@@ -155,11 +157,15 @@ class DraftDecisions:
             limits = self._promised_limits(regime, session.min_tokens_per_second, limits, costs, sharing)
         if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
             return self._tried[regime].limits
-        if limits.skips and self._is_asked_to_explore(regime) and self._all_steps >= self._given_up.get(session.session_id, 0):
+        if limits.skips and self._may_explore(session.session_id, regime):
             self._to_explore[regime] -= 1
             self._exploring[session.session_id] = regime
             return self._tried[regime].limits
         return limits
+
+    def _may_explore(self, session_id: SessionId, regime: Regime) -> bool:
+        is_given_up = self._all_steps < self._given_up.get(session_id, 0)
+        return self._is_asked_to_explore(regime) and not is_given_up and self._economy.paying.may_draft(regime)
 
     def _is_asked_to_explore(self, regime: Regime) -> bool:
         """In the round that it was meant for: who did not ask then has no draft to give."""
@@ -254,7 +260,7 @@ class DraftDecisions:
 
     def _is_exploring(self, regime: Regime) -> bool:
         """Not by sessions that rest, or have no draft to give, since long ago."""
-        return regime in self._exploring.values() and self._all_steps < self._asked_step[regime] + GIVEN_UP_STEPS
+        return regime in self._exploring.values() and self._all_steps < self._asked_step[regime] + WAITED_STEPS
 
     def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
         """Not where a promise or the other half's verification decided how long drafts may take."""

@@ -55,6 +55,8 @@ class TargetEconomy:
         """Sessions that were told to draft, and whose rounds have not been planned yet."""
         self._had_others_draft = False
         """True where there were some when the step in hand was planned."""
+        self._had_prompts = False
+        """True where the last step had rows of prompts."""
         self._num_drafted: Counter[Regime | None] = Counter()
         """Sessions that had drafts in the last step."""
 
@@ -270,12 +272,14 @@ class TargetEconomy:
     ) -> None:
         """A step with its verdicts; `round_ms` from submit to report, `between_ms` from the report before to this submit."""
         self._lessons.router_work(rows, verified, self.num_sessions, between_ms)
+        had_prompts, self._had_prompts = self._had_prompts, rows > sum(1 + len(one.kept) for one in verified)
         if not verified:
             return
         plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())
-        if not self._had_others_draft:  # else the step may have waited for their drafter
+        # Else the step may have waited for their drafter, or for a chunk of a prompt.
+        if not (self._had_others_draft or had_prompts or self._had_prompts):
             self.curve.observe_round(round_ms, verify_ms)
-        self._num_drafted = Counter(regime_of(one.session) for one in verified if not one.limits.skips)
+        self._num_drafted = Counter(regime_of(one.session) for one in verified if len(one.drafted))
         self._mean_kept += KEPT_GAIN * (sum(len(v.kept) for v in verified) / len(verified) - self._mean_kept)
         self._pay_for_exploring(verified)
         self._table_steps += 1

@@ -80,7 +80,9 @@ class Trials:
             self._begun = _Begun(step, num_sessions)
         elif not drafts and self._begun is not None:
             lasted = step - self._begun.step >= LASTING_STEPS
-            for octave in {_octave(self._begun.num_sessions), _octave(num_sessions)}:
+            ended, began = _octave(num_sessions), _octave(self._begun.num_sessions)
+            # About as many as it began with are the same; of many more or fewer it says nothing that these would do better.
+            for octave in {ended, began} if abs(ended - began) <= 1 else {ended}:
                 before = 0 if lasted or octave not in self._doubts else self._doubts[octave].num_failures
                 self._doubts[octave] = _Doubt(step, before + 1)
             self._begun = None

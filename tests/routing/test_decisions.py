@@ -8,6 +8,7 @@ from dspark.routing.decisions import (
     GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
     MOST_TRIES,
+    WAITED_STEPS,
 )
 from dspark.routing.economy import DraftedRound, regime_of
 from dspark.routing.explorers import FEW_EXPLORERS
@@ -352,7 +353,8 @@ def test_an_explorer_that_rests_does_not_end_exploring_for_the_others() -> None:
     books = Books((10.0, 0.1))
     resting, session = books.session("a"), books.session("b")
     assert not books.target.draft_limits(resting).skips, "it has a turn, and never comes back"
-    assert sum(lives(books, session, UNLIKELY, 0, 2 * GIVEN_UP_STEPS, 7.0)[GIVEN_UP_STEPS:]) > 0
+    books.plain_steps(session, WAITED_STEPS)
+    assert sum(lives(books, session, UNLIKELY, 0, 100, 7.0)) > 0
 
 
 def test_where_all_sessions_of_a_kind_have_gone_their_drafting_is_over() -> None:

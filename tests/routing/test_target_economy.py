@@ -183,6 +183,17 @@ def test_what_lies_around_a_step_is_learned_where_no_session_was_with_a_drafter(
         books.target.leave(other)
 
 
+def test_what_lies_around_a_step_is_not_learned_beside_prompts() -> None:
+    """A hand-in may come just after a chunk of a prompt went, and waits for all of it."""
+    books = Books(FLAT)
+    ready, _ = (books.session(name) for name in ("a", "b"))
+    verified = [Verified(ready, SKIP, CandidateTree.empty(), [], ())]
+    for rows, round_ms in ((1, 10.5), (64, 40.0), (1, 40.0), (1, 10.5)):
+        books.target.plan([Waiting(ready, CandidateTree.empty())])
+        books.target.step_done(rows, 10.0, round_ms, verified)
+    assert books.target.curve.round_overhead_ms == pytest.approx(0.5)
+
+
 def test_sessions_that_draft_in_one_step_make_one_round_of_their_drafters_account() -> None:
     books = Books(FLAT)
     sessions = [books.session(name) for name in "abcd"]

@@ -92,3 +92,13 @@ def test_that_all_sessions_have_gone_is_no_failure() -> None:
     assert not trials.is_under_way
     trials.decided(False, 10, 8)
     assert asked(trials, 10) == 1.0
+
+
+def test_that_it_fails_with_many_sessions_is_not_held_against_the_few_that_it_began_with() -> None:
+    """Bursts of load, again and again."""
+    trials = Trials()
+    for step in range(0, 1000, 100):
+        trials.decided(True, step, 1)
+        trials.decided(False, step + 50, 16)
+    assert asked(trials, 1000, num_sessions=1) == 1.0
+    assert asked(trials, 1000, num_sessions=16) > 1.0 + DOUBT

@@ -114,8 +114,8 @@ def test_whoever_scores_the_candidates_the_tokens_are_those_of_plain_decoding(pa
     drafted, selected = _total(answers, "drafted_tokens"), _total(answers, "selected_tokens")
     if name == "not a number" and not setting[2]:
         assert drafted == 0, "refused on arrival"
-    elif name == "not a number":  # what remains are the few matches of lookup
-        assert 0 < selected <= drafted
+    elif name == "not a number":  # what remains are the few matches of lookup, which need not be worth asking for
+        assert (0 if setting[0] == "planned" else 1) <= selected <= drafted
     else:
         assert 0 < selected < drafted, "something was left out and something was not"
 

@@ -5,13 +5,9 @@ import pytest
 
 from dspark.routing.decisions import (
     DECISION_STEPS,
-    GIVEN_UP_STEPS,
     IDLE_DECISION_STEPS,
-    MOST_TRIES,
-    WAITED_STEPS,
 )
 from dspark.routing.economy import DraftedRound, regime_of
-from dspark.routing.explorers import FEW_EXPLORERS
 from dspark.routing.plain_steps import PLAIN_LOSS
 from dspark.routing.trials import DOUBT
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
@@ -131,12 +127,6 @@ def test_a_drafter_that_has_become_good_is_found_out() -> None:
     assert sum(lives(books, session, LIKELY, 4, 20_000, 7.0)[-1000:]) >= 1000 * (1.0 - 2 * PLAIN_LOSS)
 
 
-def test_few_sessions_explore_for_many() -> None:
-    books = Books((10.0, 0.1))
-    sessions = [books.session(f"s{number}") for number in range(16)]
-    assert sum(not books.target.draft_limits(session).skips for session in sessions) == FEW_EXPLORERS
-
-
 def test_sessions_go_in_halves_only_where_they_draft() -> None:
     """Few drafts were seen, and in two waves a little more than plain decoding is expected of them: too little to be believed yet."""
     books = Books((10.0, 0.2))
@@ -150,32 +140,6 @@ def test_sessions_go_in_halves_only_where_they_draft() -> None:
         skips = books.decided(sessions[0]).skips
         assert skips is (count < FIRST_DRAFTS)
         assert books.target.most_to_fire() == (None if skips else 4)
-
-
-def test_where_no_draft_came_in_time_the_same_session_explores_again() -> None:
-    """The first round of a session finds no lease yet: it has learned nothing, and paid nothing; another session would have none either."""
-    books = Books((10.0, 0.1))
-    sessions = [books.session(f"s{number}") for number in range(8)]
-    for _ in range(5):
-        assert [not books.target.draft_limits(session).skips for session in sessions] == [True] * FEW_EXPLORERS + [False] * 4
-        for session in sessions:
-            books.plain_steps(session, 1)
-        assert [books.target.explores(session) for session in sessions] == [True] * FEW_EXPLORERS + [False] * 4
-    assert books.economy.explorations["default", True].purse_rounds == FIRST_ROUNDS
-    books.step(sessions[0], UNLIKELY, draft_ms=5.0)
-    assert not books.target.explores(sessions[0])
-
-
-def test_a_session_that_never_drafts_hands_its_turn_to_explore_on() -> None:
-    books = Books((10.0, 0.1))
-    sessions = [books.session(f"s{number}") for number in range(8)]
-    turns = []
-    for _ in range(MOST_TRIES + 1):
-        turns.append([not books.target.draft_limits(session).skips for session in sessions])
-        for session in sessions:
-            books.plain_steps(session, 1)
-    assert turns[MOST_TRIES - 1] == [True] * FEW_EXPLORERS + [False] * 4
-    assert turns[MOST_TRIES] == [False] * 4 + [True] * FEW_EXPLORERS
 
 
 def test_what_sessions_learned_serves_those_that_come_after_them() -> None:
@@ -254,18 +218,6 @@ def test_the_fixed_mode_drafts_and_verifies_all_whatever_it_costs() -> None:
     assert books.target.draft_limits(session) == LIMITS_OF_DRAFTER
 
 
-def test_a_session_that_was_given_up_may_explore_again_when_its_drafter_is_back() -> None:
-    """Alone on its target, it would else decode plainly to its end."""
-    books = Books(FLAT)
-    session = books.session("a")
-    for _ in range(MOST_TRIES):
-        assert not books.target.draft_limits(session).skips, "it is asked to, and has no draft in time"
-        books.plain_steps(session, 1)
-    assert books.target.draft_limits(session).skips
-    books.plain_steps(session, GIVEN_UP_STEPS)
-    assert not books.target.draft_limits(session).skips
-
-
 def test_a_plain_session_beside_many_is_no_draft_of_its_own() -> None:
     """Nine sessions have no drafter: the call is for one, and what it wins is one session's."""
     books = Books((10.0, 0.05))
@@ -299,23 +251,6 @@ def test_what_was_promised_is_drafted_for_where_the_others_are_not() -> None:
     assert books.target.will_draft(promised)
 
 
-def test_exploring_is_paid_for_with_what_the_drafter_has_to_be_told_first() -> None:
-    """Long contexts that nobody drafted for: 0.1 ms a token, where steps take 10 ms."""
-    spent = []
-    for told_ms in (0.0, 0.1):
-        books = Books(FLAT)
-        for num_news in (3, 100, 300):
-            for _ in range(10):
-                books.economy.draft_done("default", 1, 4, 7.0 + told_ms * (num_news - 3), num_news)
-        session = books.session("a")
-        session.output_ids += [4] * 97
-        limits = books.target.draft_limits(session)
-        assert not limits.skips
-        books.step(session, UNLIKELY, 0, limits=limits, draft_ms=40.0)
-        spent.append(FIRST_ROUNDS - books.economy.explorations["default", True].purse_rounds)
-    assert spent[1] - spent[0] == pytest.approx(97 * 0.1 / 10.0, rel=0.2)
-
-
 def test_drafting_begins_where_it_is_expected_to_win_and_not_again_at_once_where_it_had_to_be_stopped() -> None:
     """Between the last draft that is worth trying and the first that is not, those that were stopped."""
     found = []
@@ -336,25 +271,6 @@ def test_drafting_begins_where_it_is_expected_to_win_and_not_again_at_once_where
         assert begins_again == (gain >= 1.0 + DOUBT)
         found.append((begins, begins_again))
     assert set(found) == {(True, True), (True, False), (False, False)}
-
-
-def test_turns_to_explore_are_for_the_next_round_and_not_kept_for_those_who_ask_again() -> None:
-    """Turns are given by the number of a drafter's sessions; here all but one are of another kind of text, and do not ask."""
-    books = Books(FLAT)
-    session = books.session("a")
-    for number in range(15):
-        books.session(f"s{number}", greedy=False)
-    drafted = lives(books, session, UNLIKELY, 0, 200, 7.0)
-    assert sum(drafted) * 0.7 <= FIRST_ROUNDS + 2 * 0.7
-    assert books.economy.explorations["default", True].purse_rounds > -1.0
-
-
-def test_an_explorer_that_rests_does_not_end_exploring_for_the_others() -> None:
-    books = Books((10.0, 0.1))
-    resting, session = books.session("a"), books.session("b")
-    assert not books.target.draft_limits(resting).skips, "it has a turn, and never comes back"
-    books.plain_steps(session, WAITED_STEPS)
-    assert sum(lives(books, session, UNLIKELY, 0, 100, 7.0)) > 0
 
 
 def test_where_all_sessions_of_a_kind_have_gone_their_drafting_is_over() -> None:

@@ -21,6 +21,7 @@ from dspark.routing.economy import Economy, Regime, regime_of
 from dspark.routing.explorers import ToTry, first_try, worth_trying
 from dspark.routing.plain_steps import PlainSteps
 from dspark.routing.trials import Trials
+from dspark.routing.turns import Turns
 from dspark.scheduling.acceptance_profile import FIRST_DRAFTS
 from dspark.scheduling.costs import Floats, RoundCosts
 from dspark.scheduling.drafting_plan import SKIP, DraftChoice, DraftLimits, DraftOutlook, best_draft, promised_draft
@@ -33,12 +34,6 @@ DECISION_STEPS = 4
 """Steps that a decision stands: it changes slowly, and making it costs as much as planning."""
 IDLE_DECISION_STEPS = 16
 """The same where nothing is drafted: then nothing new is learned of drafts."""
-MOST_TRIES = 8
-"""Rounds without a draft after which a session's turn to explore goes to another: it may have asked never to draft."""
-WAITED_STEPS = 12 * MOST_TRIES
-"""For explorers, until others may explore: those that are there are done or given up by then."""
-GIVEN_UP_STEPS = 200
-"""Steps until such a session may have a turn again: its drafter may only have been away."""
 CLEAR_GAIN = 1.2
 """Expected speed over plain that is believed also after few drafts."""
 FURTHER_EVERY = 16
@@ -65,17 +60,8 @@ class DraftDecisions:
         self._news = news
         self._promised_speeds = promised
         self._decided: dict[Regime, DraftLimits] = {}
-        self._to_explore: Counter[Regime] = Counter()
-        """Rounds that are still to be drafted to find out what that brings."""
-        self._tried: dict[Regime, ToTry] = {}
-        self._asked_step: dict[Regime, int] = {}
-        """When sessions were last asked to."""
-        self._exploring: dict[SessionId, Regime] = {}
-        """Sessions whose round in hand does so."""
-        self._try_again: defaultdict[Regime, Counter[SessionId]] = defaultdict(Counter)
-        """Of these, the ones that had no draft in time yet, and how often."""
-        self._given_up: dict[SessionId, int] = {}
-        """Sessions that are not asked to explore, until that many steps were done."""
+        self._turns = Turns()
+        """To find out what drafting brings."""
         self._promised: dict[tuple[Regime, float], DraftLimits] = {}
         """By promised speed."""
         self._num_steps = 0
@@ -108,16 +94,15 @@ class DraftDecisions:
 
     def leave(self, session: Session) -> None:
         """A session is over."""
-        if (regime := self._exploring.get(session.session_id)) is not None:
-            self._hand_on(session.session_id, regime)
-        self._given_up.pop(session.session_id, None)
+        self._turns.leave(session.session_id, self._all_steps)
         self._forget()
 
     def nobody_left(self, regime: Regime) -> None:
         """Of its sessions: what stood for them is of no use for those that come later."""
         self._trials[regime].nobody_left()
-        for of_regime in (self._waves, self._decided, self._to_explore):
-            of_regime.pop(regime, None)
+        self._turns.nobody_left(regime)
+        self._waves.pop(regime, None)
+        self._decided.pop(regime, None)
 
     def sessions_changed(self) -> None:
         """By so many that what a plain step took may not hold any more."""
@@ -155,21 +140,10 @@ class DraftDecisions:
         limits = self._limits_of(regime, costs, sharing)
         if session.min_tokens_per_second is not None:
             limits = self._promised_limits(regime, session.min_tokens_per_second, limits, costs, sharing)
-        if limits.skips and session.session_id in self._exploring and self._economy.paying.may_draft(regime):
-            return self._tried[regime].limits
-        if limits.skips and self._may_explore(session.session_id, regime):
-            self._to_explore[regime] -= 1
-            self._exploring[session.session_id] = regime
-            return self._tried[regime].limits
-        return limits
-
-    def _may_explore(self, session_id: SessionId, regime: Regime) -> bool:
-        is_given_up = self._all_steps < self._given_up.get(session_id, 0)
-        return self._is_asked_to_explore(regime) and not is_given_up and self._economy.paying.may_draft(regime)
-
-    def _is_asked_to_explore(self, regime: Regime) -> bool:
-        """In the round that it was meant for: who did not ask then has no draft to give."""
-        return self._to_explore[regime] > 0 and self._all_steps <= self._asked_step[regime] + 1
+        if not limits.skips or not self._economy.paying.may_draft(regime):
+            return limits
+        to_try = self._turns.take(session.session_id, regime, self._all_steps)
+        return limits if to_try is None else to_try.limits
 
     @property
     def measures_plain(self) -> bool:
@@ -178,43 +152,22 @@ class DraftDecisions:
 
     def explores(self, session_id: SessionId) -> bool:
         """True while the session's round in hand is one to find out."""
-        return session_id in self._exploring
+        return self._turns.has(session_id)
 
     def explored(self, session_id: SessionId, *, drafted: bool) -> bool:
-        """The round in hand is over; True if it was one to find out. Where no draft came in time, because the session has no place at the
-        drafter yet, say, it tries again in its next round: another session would have to get a place of its own first."""
-        regime = self._exploring.get(session_id)
-        if regime is None:
-            return False
-        if drafted:
-            self._ended(session_id, regime)
-        else:
-            self._try_again[regime][session_id] += 1
-            if self._try_again[regime][session_id] >= MOST_TRIES:
-                self._hand_on(session_id, regime)
-                self._given_up[session_id] = self._all_steps + GIVEN_UP_STEPS
-        return True
+        """The round in hand is over; True if it was one to find out."""
+        return self._turns.round_done(session_id, self._all_steps, drafted=drafted)
 
     def price_rounds(self, regime: Regime) -> float:
         """What exploring was expected to lose when it was last decided on, in plain rounds."""
-        return self._tried[regime].price_rounds if regime in self._tried else 0.0
-
-    def _hand_on(self, session_id: SessionId, regime: Regime) -> None:
-        """Its turn to explore goes to another session."""
-        self._ended(session_id, regime)
-        self._to_explore[regime] += 1
-        self._asked_step[regime] = self._all_steps
-
-    def _ended(self, session_id: SessionId, regime: Regime) -> None:
-        del self._exploring[session_id]
-        self._try_again[regime].pop(session_id, None)
+        return self._turns.price_rounds(regime)
 
     def will_draft(self, session: Session, costs: RoundCosts | None, sharing: Sharing) -> bool:
         """Whether sessions of its kind draft now, or some of them are to try; or it needs to, because it was promised a speed."""
         regime = regime_of(session)
         assert regime is not None, "only sessions with a drafter ask"
         is_promised = session.min_tokens_per_second is not None
-        return is_promised or not self._limits_of(regime, costs, sharing).skips or self._is_asked_to_explore(regime)
+        return is_promised or not self._limits_of(regime, costs, sharing).skips or self._turns.is_asked(regime, self._all_steps)
 
     def _forget(self) -> None:
         self._decided.clear()
@@ -254,13 +207,9 @@ class DraftDecisions:
         if not limits.skips and outlook is not None and self._is_worth_it(regime, outlook):
             return self._now_and_then_further(regime, limits)
         self._waves.pop(regime, None)  # sessions that do not draft have nothing to hide; in halves they would only be slower
-        if not self._is_asked_to_explore(regime) and not self._is_exploring(regime):
+        if not self._turns.is_busy(regime, self._all_steps):
             self._explore(regime, outlook, sharing.num_drafting, limits)
         return SKIP
-
-    def _is_exploring(self, regime: Regime) -> bool:
-        """Not by sessions that rest, or have no draft to give, since long ago."""
-        return regime in self._exploring.values() and self._all_steps < self._asked_step[regime] + WAITED_STEPS
 
     def _now_and_then_further(self, regime: Regime, limits: DraftLimits) -> DraftLimits:
         """Not where a promise or the other half's verification decided how long drafts may take."""
@@ -295,8 +244,7 @@ class DraftDecisions:
             likely = None if expected.skips else DraftChoice(expected, expected.max_nodes, 1.0, self._gains[regime])
             found = worth_trying(self._economy, regime, outlook, likely, lambda count: self._told_ms(regime, count))
         if found is not None and self._economy.explorations[regime].affords(found.price_rounds):
-            self._to_explore[regime], self._asked_step[regime] = found.num_sessions, self._all_steps
-            self._tried[regime] = found
+            self._turns.ask(regime, found, self._all_steps)
 
     def _outlook(self, regime: Regime, costs: RoundCosts, sharing: Sharing) -> DraftOutlook | None:
         """None before the first draft."""

@@ -1,5 +1,6 @@
 """What a lane tells its books: of rounds that are ready, of verdicts, and of drafts on their way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,11 @@ class Verified:
         """Accepted tokens, by the drafter's word."""
         scores = self.drafted.scores[self.kept]
         return min(float(np.fmin(np.fmax(scores, 0.0), 1.0).sum()), float(self.limits.max_depth))
+
+
+def decoding_rows(verified: Sequence[Verified]) -> int:
+    """Of the step that gave these verdicts; it may have had others, of prompts that were read."""
+    return sum(1 + len(one.kept) for one in verified)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dspark.routing.economy import Economy
-from dspark.routing.rounds import MOST_USUAL_NEWS, Verified
+from dspark.routing.rounds import MOST_USUAL_NEWS, Verified, decoding_rows
 from dspark.scheduling.costs import RoundCosts
 from dspark.scheduling.online_curve import MANY_MORE, OnlineCurve
 from dspark.session import Session
@@ -76,4 +76,4 @@ class StepLessons:
 
 
 def _is_whole(rows: int, verified: Sequence[Verified], num_sessions: int) -> bool:
-    return 0 < len(verified) == num_sessions and rows == sum(1 + len(one.kept) for one in verified)
+    return 0 < len(verified) == num_sessions and rows == decoding_rows(verified)

@@ -11,7 +11,7 @@ import numpy as np
 from dspark.routing.admission import TargetLoad, promise_of
 from dspark.routing.decisions import DraftDecisions, Sharing
 from dspark.routing.economy import Economy, Regime, regime_of
-from dspark.routing.rounds import InFlight, Verified, Waiting
+from dspark.routing.rounds import InFlight, Verified, Waiting, decoding_rows
 from dspark.routing.step_lessons import StepLessons
 from dspark.routing.verdicts import Verdicts
 from dspark.scheduling.costs import RoundCosts
@@ -272,7 +272,7 @@ class TargetEconomy:
     ) -> None:
         """A step with its verdicts; `round_ms` from submit to report, `between_ms` from the report before to this submit."""
         self._lessons.router_work(rows, verified, self.num_sessions, between_ms)
-        had_prompts, self._had_prompts = self._had_prompts, rows > sum(1 + len(one.kept) for one in verified)
+        had_prompts, self._had_prompts = self._had_prompts, rows > decoding_rows(verified)
         if not verified:
             return
         plain_surprise = self._lessons.step(rows, verify_ms, verified, self.num_sessions, self.costs())

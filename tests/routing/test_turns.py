@@ -1,16 +1,12 @@
 """Who explores for the others: when a session has a turn, keeps it, hands it on, and what it is paid with."""
 
-
 import pytest
 
-from dspark.routing.decisions import (
-    GIVEN_UP_STEPS,
-    MOST_TRIES,
-    WAITED_STEPS,
-)
-from dspark.routing.explorers import FEW_EXPLORERS
+from dspark.routing.explorers import FEW_EXPLORERS, ToTry
+from dspark.routing.turns import GIVEN_UP_STEPS, MOST_TRIES, WAITED_STEPS, Turns
 from dspark.scheduling.exploration import FIRST_ROUNDS
 from tests.routing.books import FLAT, UNLIKELY, Books, lives
+from tests.routing.parts import LIMITS_OF_DRAFTER
 
 
 def test_few_sessions_explore_for_many() -> None:
@@ -91,3 +87,14 @@ def test_an_explorer_that_rests_does_not_end_exploring_for_the_others() -> None:
     assert not books.target.draft_limits(resting).skips, "it has a turn, and never comes back"
     books.plain_steps(session, WAITED_STEPS)
     assert sum(lives(books, session, UNLIKELY, 0, 100, 7.0)) > 0
+
+
+def test_turns_end_when_the_last_session_of_their_kind_leaves() -> None:
+    """Else whoever comes much later would draft for no reason."""
+    turns, regime = Turns(), ("default", True)
+    turns.ask(regime, ToTry(LIMITS_OF_DRAFTER, num_sessions=2), step=0)
+    assert turns.take("a", regime, step=0) is not None
+    turns.leave("a", step=1)
+    turns.nobody_left(regime)
+    assert turns.take("b", regime, step=1) is None
+    assert not turns.is_busy(regime, step=1)

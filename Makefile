@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= serve_config.yaml
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 # Tests talk to this machine only, and several of them run models beside each other.
 TEST_ENV := RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Those on a Ray cluster have the machine for themselves.
+BESIDE := --numprocesses $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve test test-all check protos bench clean
@@ -29,10 +32,11 @@ serve: $(STAMP) ## Serve the model of serve_config.yaml on this machine (CONFIG=
 	$(BIN)/dspark serve $(CONFIG)
 
 test: $(STAMP) ## The quick tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not gpu and not slow and not serve' $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(BESIDE) -m 'not gpu and not slow and not serve' $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## Also the slow tests and those on a real Ray cluster; no GPU needed
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not gpu' $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(BESIDE) -m 'not gpu and not serve' $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'serve and not gpu' $(PYTEST_ARGS)
 
 check: $(STAMP) ## Lint and types
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Two waves are lossless: the drafts of one half of the sessions are made while the other half is verified, and the tokens are the same.
 
 In one process drafter and target share a thread and nothing hides anything; here they have their own, and costs under which two waves
-are better are told to the router. In deterministic mode, so the same means exactly the same.
+are better, whatever the scores say, are told to the router. In deterministic mode, so the same means exactly the same.
 """
 
 import math
@@ -32,8 +32,8 @@ TARGET = TargetConfig(num_threads=1, deterministic=True, max_batch_rows=48)
 DRAFTER = DrafterConfig(kind="block", max_depth=7, max_nodes=12, max_width=3)
 LIMITS = LimitsConfig(draft_timeout_s=120.0, verify_timeout_s=300.0)
 STEP_MS, DRAFT_MS = 20_000.0, 20_000.0
-STAIRS = ThroughputCurve(np.asarray([1, 24, 25, 48]), np.asarray([0]), STEP_MS * np.asarray([[1.0, 1.0, 2.0, 2.0]]))
-"""24 rows cost as much as one, so half of the sessions with seven candidates each as much as all of them without any."""
+STAIRS = ThroughputCurve(np.asarray([1, 18, 19, 36, 37, 48]), np.asarray([0]), STEP_MS * np.asarray([[1.0, 1.0, 2.0, 2.0, 3.0, 3.0]]))
+"""18 rows cost as much as one, so half of the sessions with five candidates each as much as all of them with two."""
 Setting = tuple[str, float, bool]
 """Scorer, temperature, with lookup."""
 ALL: list[Setting] = [

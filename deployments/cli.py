@@ -8,15 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from dspark import __version__
 from dspark.cli import app as core
 from dspark.errors import ConfigError, DSparkError
 
 EXIT_USAGE, EXIT_MODEL, EXIT_MACHINE = 2, 3, 4
 DEFAULT_FILE = Path("serve_config.yaml")
 
-main = typer.Typer(
-    name="dspark", help="Draft models guess, the target model commits.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+main = typer.Typer(name="dspark", no_args_is_help=True, pretty_exceptions_enable=False)
 main.add_typer(core)
 
 ConfigPath = Annotated[
@@ -24,6 +23,19 @@ ConfigPath = Annotated[
     typer.Argument(metavar="[CONFIG]", help="Configuration; default: ./serve_config.yaml, and without one the shipped pair."),
 ]
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics of a cluster started here.")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dspark {__version__}")
+        raise typer.Exit
+
+
+@main.callback()
+def command(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")] = False,
+) -> None:
+    """Draft models guess, the target model commits."""
 
 
 @main.command()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dspark.errors import ModelLoadError
-from dspark.scheduling.calibration import CALIBRATION_FILE, Estimator, load_estimator
+from dspark.scheduling.calibration import CALIBRATION_FILE, Estimator
+from dspark.scheduling.estimators import load_estimator
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,11 @@ Symbols: S sessions, K draft positions, T_k temperature of position k. Pure; num
 (deepspec/fitting.py does). Method: Sequential Temperature Scaling, the paper's section on the confidence head: survival of
 position k = product over i <= k of sigmoid(logit_i / T_i).
 
-Other estimators fitted from decoding traces (fitted_net.py) take their place in ESTIMATORS: the stored JSON names its `method`,
-and everyone who serves or scores asks for an `Estimator` only.
+Other estimators are fitted from decoding traces (fitted_net.py); which one lies beside a checkpoint is found out in estimators.py.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +22,6 @@ CALIBRATION_FILE = "calibration.json"
 SEQUENTIAL_TEMPERATURE_SCALING = "sequential_temperature_scaling"
 FITTED_NET = "fitted_net"
 FORMAT_VERSION = 1
-MAX_JSON_BYTES = 1024 * 1024
 MAX_POSITIONS = 64
 DEFAULT_BOUNDS = (0.1, 10.0)
 """Beyond these a temperature no longer scales: the estimate is a step or a constant."""
@@ -145,29 +141,6 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
 
 
-def estimator_from_json(text: str, file: str = CALIBRATION_FILE) -> Estimator:
-    """The estimator that the text describes. Raises ModelLoadError naming file and key."""
-    record = parse(text, file)
-    reader = ESTIMATORS.get(record["method"]) if isinstance(record.get("method"), str) else None
-    if reader is None:
-        raise ModelLoadError(f"{file}: method {record.get('method')!r} is none of {sorted(ESTIMATORS)}", "method")
-    return reader(record, file)
-
-
-def load_estimator(folder: Path) -> Estimator | None:
-    """What lies beside a checkpoint; None where it was never calibrated. Raises ModelLoadError naming file and key."""
-    path = folder / CALIBRATION_FILE
-    if not path.exists():
-        return None
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelLoadError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{path}: cannot be read ({error})") from error
-    return estimator_from_json(text, str(path))
-
-
 def read_temperature_scaling(record: dict[str, Any], file: str) -> Calibration:
     """A parsed record of this method. Raises ModelLoadError naming file and key."""
     check_object(record, {"format_version", "method", "bounds", "fits"}, file)
@@ -195,16 +168,3 @@ def _read_fit(record: Any, bounds: tuple[float, float], file: str, key: str) -> 
     if len(fitted) != len(temperatures) or not all(isinstance(flag, bool) for flag in fitted):
         raise ModelLoadError(f"{file}: {key}.fitted is not one true or false per temperature", f"{key}.fitted")
     return TemperatureFit(sampling_temperature, temperatures, tuple(fitted))
-
-
-def _read_fitted_net(record: dict[str, Any], file: str) -> Estimator:
-    from dspark.scheduling.fitted_net import read_fitted_net  # it knows Calibration, which it falls back on
-
-    return read_fitted_net(record, file)
-
-
-ESTIMATORS: dict[str, Callable[[dict[str, Any], str], Estimator]] = {
-    SEQUENTIAL_TEMPERATURE_SCALING: read_temperature_scaling,
-    FITTED_NET: _read_fitted_net,
-}
-"""Stored `method` -> reader of the parsed record; the text names the file in errors."""

@@ -9,7 +9,8 @@ from dspark.deepspec.fitting import FitOptions, calibration_table, fit_temperatu
 from dspark.deepspec.metrics import bin_edges, expected_calibration_error, reliability_bins
 from dspark.deepspec.traces import DecodingTrace, TraceRecorder
 from dspark.errors import ConfigError
-from dspark.scheduling.calibration import Calibration, load_estimator
+from dspark.scheduling.calibration import Calibration
+from dspark.scheduling.estimators import load_estimator
 from tests.deepspec.synthetic import synthetic_trace
 
 

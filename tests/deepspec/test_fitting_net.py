@@ -10,7 +10,8 @@ from dspark.deepspec.fitting import first_half, write_calibration
 from dspark.deepspec.fitting_net import NetOptions, NetReport, fit_net
 from dspark.deepspec.node_traces import COLUMNS, NodeTrace
 from dspark.errors import ConfigError
-from dspark.scheduling.calibration import Calibration, load_estimator
+from dspark.scheduling.calibration import Calibration
+from dspark.scheduling.estimators import load_estimator
 from dspark.scheduling.fitted_net import INPUTS, FittedNet
 from tests.deepspec.synthetic_nodes import synthetic_nodes, without_confidence
 

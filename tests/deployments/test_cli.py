@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import dspark
 from deployments.cli import main
 from deployments.launcher import drafters_told
 from deployments.ports import check_free, is_free
@@ -32,6 +33,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_version_is_told() -> None:
+    result = runner.invoke(main, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"dspark {dspark.__version__}\n")
 
 
 def test_validate_is_fine_with_the_shipped_file() -> None:

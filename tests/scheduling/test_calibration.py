@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from dspark.errors import ModelLoadError
-from dspark.scheduling.calibration import (
-    CALIBRATION_FILE,
-    ESTIMATORS,
-    Calibration,
-    TemperatureFit,
-    estimator_from_json,
-    load_estimator,
-)
+from dspark.scheduling.calibration import CALIBRATION_FILE, Calibration, TemperatureFit
+from dspark.scheduling.estimators import estimator_from_json, load_estimator
 from dspark.scheduling.signals import NodeSignals, sigmoid_of_gaps
 
 FITTED = Calibration((TemperatureFit(0.0, (2.0, 0.5), (True, True)), TemperatureFit(1.0, (4.0,), (True,))), (0.1, 10.0))
@@ -109,12 +103,6 @@ def test_a_calibration_is_read_back_as_it_was_written() -> None:
     assert Calibration.from_json(Calibration.identity().to_json()) == Calibration.identity()
 
 
-def test_a_folder_without_calibration_has_none_and_one_with_it_is_loaded(tmp_path: Path) -> None:
-    assert load_estimator(tmp_path) is None
-    (tmp_path / CALIBRATION_FILE).write_text(FITTED.to_json())
-    assert load_estimator(tmp_path) == FITTED
-
-
 def record(**changes: Any) -> dict[str, Any]:
     return json.loads(FITTED.to_json()) | changes
 
@@ -167,8 +155,3 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / CALIBRATION_FILE).write_text(text)
     with pytest.raises(ModelLoadError, match=CALIBRATION_FILE):
         load_estimator(tmp_path)
-
-
-def test_a_further_estimator_needs_a_method_name_and_a_reader_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ESTIMATORS, "constant", lambda fields, file: Calibration.identity())
-    assert estimator_from_json('{"method": "constant", "weights": [1]}') == Calibration.identity()

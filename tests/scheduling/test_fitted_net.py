@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dspark.errors import ModelLoadError
-from dspark.scheduling.calibration import CALIBRATION_FILE, Calibration, DraftSignals, TemperatureFit, estimator_from_json, load_estimator
+from dspark.scheduling.calibration import CALIBRATION_FILE, Calibration, DraftSignals, TemperatureFit
+from dspark.scheduling.estimators import estimator_from_json, load_estimator
 from dspark.scheduling.fitted_net import INPUTS, SMALLEST, FittedNet, Layer, raw_inputs
 from dspark.scheduling.signals import NodeSignals
 

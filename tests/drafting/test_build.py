@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.config import DrafterConfig, EngineConfig, ModelSource, TargetConfig
+from dspark.config import DrafterConfig, EngineConfig, ModelSource, SchedulingConfig, TargetConfig
 from dspark.deepspec.recipe import DrafterShape
 from dspark.deepspec.setup import draft_spec
 from dspark.deepspec.trainees import save_drafter
@@ -170,6 +170,8 @@ def test_calibration_beside_the_checkpoint_is_applied(tmp_path: Path) -> None:
 
 PROMPTS = ["def main(", "import os\n\n", "class Node:\n    def __init__"]
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "seed": 4, "ignore_eos": True}
+ALWAYS = SchedulingConfig(mode="fixed")
+"""Planned decoding soon leaves random drafts alone, the sooner the busier the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,7 @@ def test_random_drafts_change_no_token_alone_or_in_company(
 ) -> None:
     config = written(tmp_path / "mine", shape)
     assert isinstance(plain.backend, LocalBackend)
-    own = EngineConfig(target=TargetConfig(num_threads=1, deterministic=True), drafter=config)
+    own = EngineConfig(target=TargetConfig(num_threads=1, deterministic=True), drafter=config, scheduling=ALWAYS)
     engine = Engine(plain.backend.with_drafter(config), plain.codec, own)
     for temperature, expected in answers.items():
         together = engine.generate(PROMPTS, temperature=temperature, **OPTIONS)
@@ -199,7 +201,8 @@ def test_random_drafts_change_no_token_alone_or_in_company(
 
 
 def test_an_engine_loads_target_and_drafter_by_their_configuration(tmp_path: Path, answers: dict[float, list[tuple[int, ...]]]) -> None:
-    config = EngineConfig(target=TargetConfig(num_threads=1, deterministic=True), drafter=written(tmp_path / "mine", "block"))
+    target, drafter = TargetConfig(num_threads=1, deterministic=True), written(tmp_path / "mine", "block")
+    config = EngineConfig(target=target, drafter=drafter, scheduling=ALWAYS)
     completions = Engine.from_config(config).generate(PROMPTS[:2], temperature=0.9, **OPTIONS)
     assert [completion.token_ids for completion in completions] == answers[0.9][:2]
     assert all(completion.usage.drafted_tokens >= 12 for completion in completions)

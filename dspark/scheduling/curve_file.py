@@ -12,10 +12,9 @@ import numpy as np
 
 from dspark.errors import FingerprintMismatch, InvalidMessage, ModelLoadError
 from dspark.scheduling.curve import MAX_POINTS, ThroughputCurve
-from dspark.scheduling.records import check_object, check_version, parse, some_list
+from dspark.scheduling.records import check_object, check_version, parse, read_text, some_list
 
 FORMAT_VERSION = 1
-MAX_JSON_BYTES = 1024 * 1024
 MAX_TEXT_CHARS = 4096
 
 _KEYS = {"format_version", "setup", "rows", "context_tokens", "step_ms"}
@@ -79,13 +78,7 @@ class SavedCurve:
 
 def read_curve(path: Path) -> SavedCurve:
     """Raises ModelLoadError naming file and key."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelLoadError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{path}: cannot be read ({error})") from error
-    return SavedCurve.from_json(text, str(path))
+    return SavedCurve.from_json(read_text(path), str(path))
 
 
 def _read_curve(record: dict[str, Any], file: str) -> ThroughputCurve:

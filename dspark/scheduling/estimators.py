@@ -15,9 +15,8 @@ from dspark.scheduling.calibration import (
     read_temperature_scaling,
 )
 from dspark.scheduling.fitted_net import read_fitted_net
-from dspark.scheduling.records import parse
+from dspark.scheduling.records import parse, read_text
 
-MAX_JSON_BYTES = 1024 * 1024
 ESTIMATORS: dict[str, Callable[[dict[str, Any], str], Estimator]] = {
     SEQUENTIAL_TEMPERATURE_SCALING: read_temperature_scaling,
     FITTED_NET: read_fitted_net,
@@ -39,10 +38,4 @@ def load_estimator(folder: Path) -> Estimator | None:
     path = folder / CALIBRATION_FILE
     if not path.exists():
         return None
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelLoadError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{path}: cannot be read ({error})") from error
-    return estimator_from_json(text, str(path))
+    return estimator_from_json(read_text(path), str(path))

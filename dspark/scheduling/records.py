@@ -1,11 +1,23 @@
-"""Strict reading of stored JSON records: what is missing, unknown or of no sane size is refused with file and key. Pure."""
+"""Strict reading of stored JSON records: what is missing, unknown or of no sane size is refused with file and key."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from dspark.errors import ModelLoadError
 
+MAX_JSON_BYTES = 1024 * 1024
 MAX_NUMBER = 1e9
+
+
+def read_text(path: Path) -> str:
+    """A record's file as it is. Raises ModelLoadError naming the file where it cannot be read, or is larger than any record."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelLoadError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error})") from error
 
 
 def parse(text: str, file: str) -> dict[str, Any]:

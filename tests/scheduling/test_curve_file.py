@@ -10,7 +10,8 @@ import pytest
 
 from dspark.errors import FingerprintMismatch, ModelLoadError
 from dspark.scheduling.curve import ThroughputCurve
-from dspark.scheduling.curve_file import MAX_JSON_BYTES, CurveSetup, SavedCurve, read_curve
+from dspark.scheduling.curve_file import CurveSetup, SavedCurve, read_curve
+from dspark.scheduling.records import MAX_JSON_BYTES
 
 CURVE = ThroughputCurve(np.asarray([1, 2, 4]), np.asarray([64, 512]), np.asarray([[3.5, 3.6, 8.1], [4.2, 4.5, 9.7]]))
 SETUP = CurveSetup("m1", "cpu Some Processor", "float32", 2, 512)
